@@ -1,0 +1,73 @@
+"""Errors: one message form for everything that a user can get wrong or that can break under them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class SpacelessError(Exception):
+    """WHAT: found ..., expected ...; how to mend it.
+
+    Args:
+        what: The thing that is wrong, as the user knows it (an option, a file, a module's path).
+        found: What was there.
+        expected: What would have been right.
+        cure: One imperative sentence that mends it.
+
+    """
+
+    exit_status = 1
+
+    def __init__(self, what: str, *, found: object, expected: object, cure: str) -> None:
+        """Build the one-line message out of its four parts."""
+        self.what, self.found, self.expected, self.cure = what, found, expected, cure
+        super().__init__(f"{what}: found {found}, expected {expected}; {cure}")
+
+
+class InputError(SpacelessError):
+    """The user's input cannot be meant as it stands: nothing was started, nothing was written."""
+
+    exit_status = 2
+
+
+class SurgeryError(InputError):
+    """This change cannot be made on this network; the network was left as it was."""
+
+
+class DataError(InputError):
+    """A data set is missing, broken or not what its name says."""
+
+
+class CheckpointError(SpacelessError):
+    """A stored training state or outcome is not what was written."""
+
+
+class Interrupted(SpacelessError):
+    """A signal ended the work after the current step; the state is saved.
+
+    Args:
+        signum: The signal's number; the exit status is 128 + signum, as a shell would say.
+
+    """
+
+    def __init__(self, signum: int) -> None:
+        """Remember the signal, since the exit status follows from it."""
+        self.signum = signum
+        self.exit_status = 128 + signum
+        super().__init__(
+            "interrupted", found=f"signal {signum}", expected="the work to end by itself",
+            cure="the state is saved: the same command goes on from here",
+        )
+
+
+def unknown_name(what: str, found: str, valid: Iterable[str], cure: str = "") -> InputError:
+    """Return the error for a name that is not one of `valid`, with the nearest valid name as the cure."""
+    names = list(valid)
+    near = get_close_matches(found, names, n=1)
+    return InputError(
+        what,
+        found=repr(found),
+        expected="one of " + ", ".join(names),
+        cure=f"did you mean {near[0]!r}?" if near else cure or "choose one of these",
+    )

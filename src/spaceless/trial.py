@@ -1,0 +1,279 @@
+"""What one training is (`Trial`), how it is trained (`Recipe`) and what came of it (`Outcome`): frozen, validated, JSON.
+
+The compute half and the report half of the package meet only here, in `outcome.json`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from spaceless.errors import InputError, unknown_name
+
+Method = Literal["baseline", "shuffle", "gap_fc", "conv1x1", "channel_shuffle", "strip"]
+Downsample = Literal["avg", "max", "stride"]
+Precision = Literal["auto", "fp32", "bf16"]
+
+METHODS: tuple[str, ...] = tuple(m for m in get_args(Method) if m != "baseline")
+RANDOM_METHODS = ("shuffle", "channel_shuffle")
+PAPER_MODELS = ("vgg16", "resnet50", "resnet152", "mobilenet_v2", "squeezenet1_0")
+MODEL_PREFIXES = ("torchvision:", "timm:", "chain:")
+SPECIFICATION = 1  # goes into every identity: raise it when the same specification begins to mean something else
+
+
+class Spec(BaseModel):
+    """A frozen record that refuses fields it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+_S = TypeVar("_S", bound=Spec)
+
+
+class Recipe(Spec):
+    """How a network is trained.
+
+    `milestones` and `warmup` are shares of the whole training, so that a recipe keeps its shape at any length.
+    The learning rate is the one for `batch_size`; it is not rescaled.
+    """
+
+    name: str
+    epochs: Annotated[int, Field(ge=1)]
+    batch_size: Annotated[int, Field(ge=1)] = 128
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: Annotated[float, Field(gt=0)] = 0.1
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = True
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    schedule: Literal["step", "one_cycle"] = "step"
+    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
+    factor: Annotated[float, Field(gt=0, le=1)] = 0.2
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    augment: Literal["crop_flip", "none"] = "crop_flip"
+    precision: Precision = "auto"
+
+
+RECIPES: dict[str, Recipe] = {
+    # Section 3.2 names no recipe; the baselines of Table 1 match the one of Zagoruyko & Komodakis 2016 ("Wide
+    # residual networks"): SGD 0.1, Nesterov 0.9, weight decay 5e-4, divided by 5 at epochs 60, 120, 160 of 200.
+    "paper": Recipe(name="paper", epochs=200, milestones=(0.3, 0.6, 0.8)),
+    "fast": Recipe(name="fast", epochs=30, schedule="one_cycle", warmup=0.2),
+    "smoke": Recipe(name="smoke", epochs=8, schedule="one_cycle", warmup=0.25),
+    # He et al. 2016, "Deep residual learning for image recognition", section 3.4.
+    "imagenet": Recipe(
+        name="imagenet", epochs=90, batch_size=256, nesterov=False, weight_decay=1e-4,
+        milestones=(1 / 3, 2 / 3), factor=0.1,
+    ),
+    # For the made data sets: small networks, no augmentation (a flip would change the class).
+    "control": Recipe(
+        name="control", epochs=6, batch_size=64, optimizer="adamw", learning_rate=3e-3, weight_decay=0.01,
+        schedule="one_cycle", warmup=0.3, augment="none", precision="fp32",
+    ),
+}
+
+
+class ShuffleOptions(Spec):
+    """What is permuted: by default one permutation per channel, the same for all images, redrawn in every pass."""
+
+    per_image: bool = False
+    shared: bool = False
+    fixed: bool = False
+    patch: Annotated[int, Field(ge=1)] = 1
+
+
+class Trial(Spec):
+    """One network, changed in one way, trained once from scratch and evaluated.
+
+    `k` counts units from the last one on (section 3.2 of the paper); `only` changes that unit alone (Fig. 6,
+    counted from 1 at the input); `strip` removes that many of the last `k` changed units altogether (Fig. 3 left).
+    Fields without influence are put to their defaults, so that equal trainings have equal identities: every
+    method's K = 0 is one and the same baseline.
+    """
+
+    model: str
+    data: str
+    method: Method = "baseline"
+    k: Annotated[int, Field(ge=0)] = 0
+    only: Annotated[int, Field(ge=1)] | None = None
+    strip: Annotated[int, Field(ge=0)] = 0
+    downsample: Downsample = "avg"
+    shuffle: ShuffleOptions = ShuffleOptions()
+    width: Annotated[float, Field(gt=0)] = 1.0
+    image_size: Annotated[int, Field(ge=1)] | None = None
+    train_images: Annotated[int, Field(ge=1)] | None = None
+    test_images: Annotated[int, Field(ge=1)] | None = None
+    recipe: Recipe = RECIPES["paper"]
+    seed: Annotated[int, Field(ge=0)] = 0
+    repeats: Annotated[int, Field(ge=1)] = 200
+
+    @model_validator(mode="before")
+    @classmethod
+    def _canonical(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        fields = dict(given)
+        if fields.get("only") is not None:
+            fields.setdefault("k", 1)
+        if fields.get("k", 0) == 0 and fields.get("only") is None:
+            fields["method"] = "baseline"
+            fields.pop("strip", None)
+        if fields.get("method", "baseline") != "conv1x1":
+            fields.pop("downsample", None)
+        if fields.get("method", "baseline") != "shuffle":
+            fields.pop("shuffle", None)
+        if fields.get("method", "baseline") not in RANDOM_METHODS:
+            fields["repeats"] = 1
+        return fields
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.method == "baseline" and self.k:
+            raise unknown_name("method", "baseline", METHODS, "name the method that changes the last k units")
+        if self.only is not None and self.k != 1:
+            raise InputError("k", found=self.k, expected="1 with `only`, which changes one unit", cure="leave k out")
+        if self.only is not None and self.method in ("gap_fc", "strip"):
+            raise InputError(
+                "only", found=f"method {self.method}", expected="shuffle, conv1x1 or channel_shuffle",
+                cure="use k: pooling or stripping one unit cannot leave the units behind it as they were",
+            )
+        if self.strip > self.k or (self.strip and self.method in ("strip", "baseline")):
+            raise InputError(
+                "strip", found=self.strip, expected=f"at most k = {self.k} units of a method other than strip",
+                cure="raise k or lower strip",
+            )
+        if self.model not in PAPER_MODELS and not self.model.startswith(MODEL_PREFIXES):
+            raise unknown_name("model", self.model, (*PAPER_MODELS, *(p + "NAME" for p in MODEL_PREFIXES)))
+        return self
+
+    @property
+    def id(self) -> str:
+        """The content hash of the canonical specification: 16 hexadecimal digits."""
+        text = json.dumps({"specification": SPECIFICATION, **self.model_dump(mode="json")}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def label(self) -> str:
+        """One short line for progress and tables, such as `vgg16 shuffle K=3 seed 0`."""
+        if self.method == "baseline":
+            what = "baseline"
+        else:
+            what = f"{self.method} unit {self.only}" if self.only else f"{self.method} K={self.k}"
+        strip = f" strip {self.strip}" if self.strip else ""
+        return f"{self.model} {what}{strip} {self.data} seed {self.seed}"
+
+
+class Change(Spec):
+    """One module that surgery changed: the unit it belongs to (from 1 at the input), its path, before and after."""
+
+    unit: int
+    path: str
+    before: str
+    after: str
+
+
+class Evaluation(Spec):
+    """Top-1 and top-5 accuracy on the test set, in percent, of one trained network under one test scheme.
+
+    `shuffle_last` is None for the scheme the network was trained with; otherwise the network is evaluated without
+    its training shuffle and with the inputs of its last `shuffle_last` units shuffled (0: clean).
+    `top1` holds one value per repeat: passes over the same images with fresh permutations.
+    """
+
+    shuffle_last: Annotated[int, Field(ge=0)] | None = None
+    images: Annotated[int, Field(ge=1)]
+    top1: Annotated[tuple[float, ...], Field(min_length=1)]
+    top5: float | None = None
+
+    @property
+    def mean(self) -> float:
+        """The mean top-1 accuracy over the repeats, in percent."""
+        return statistics.fmean(self.top1)
+
+    @property
+    def spread(self) -> float | None:
+        """The standard deviation over the repeats, in percentage points; None for a single pass."""
+        return statistics.stdev(self.top1) if len(self.top1) > 1 else None
+
+
+class Epoch(Spec):
+    """One epoch of training: mean loss (nats), top-1 on the augmented training images (percent), speed."""
+
+    epoch: int
+    loss: float
+    top1: float
+    learning_rate: float
+    seconds: float
+    images_per_second: float
+
+
+class DataFacts(Spec):
+    """The data a trial saw: its name, where it came from, a note that must be shown with it, and its size."""
+
+    name: str
+    source: str
+    note: str = ""
+    classes: int
+    image_size: int
+    train_images: int
+    test_images: int
+    digest: str
+
+
+class Outcome(Spec):
+    """Everything that is known of a finished trial. A number that was not measured is None, never 0."""
+
+    trial: Trial
+    status: Literal["finished", "diverged", "failed"]
+    error: str | None = None
+    units: int | None = None
+    changes: tuple[Change, ...] = ()
+    params: int | None = None
+    macs: int | None = None
+    receptive_field: int | None = None
+    receptive_stride: int | None = None
+    evaluations: tuple[Evaluation, ...] = ()
+    history: tuple[Epoch, ...] = ()
+    data: DataFacts | None = None
+    precision: str | None = None
+    weights_sha256: str | None = None
+    notes: tuple[str, ...] = ()
+    versions: dict[str, str] = {}
+    hardware: str = ""
+    threads: int | None = None
+    started: str = ""
+    seconds: float | None = None
+
+    @property
+    def top1(self) -> float | None:
+        """Mean top-1 accuracy in percent under the scheme the network was trained with."""
+        matched = [e for e in self.evaluations if e.shuffle_last is None]
+        return matched[0].mean if matched else None
+
+
+def parse(kind: type[_S], text: str, what: str) -> _S:
+    """Return the record of `kind` in the JSON `text`, or raise InputError naming `what` and the first bad field."""
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        raise _first_problem(error, what) from None
+
+
+def make(kind: type[_S], what: str, **fields: Any) -> _S:
+    """Return `kind(**fields)`, or raise InputError naming `what` and the first bad field."""
+    try:
+        return kind(**fields)
+    except ValidationError as error:
+        raise _first_problem(error, what) from None
+
+
+def _first_problem(error: ValidationError, what: str) -> InputError:
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    return InputError(
+        f"{what}{': ' if place else ''}{place}", found=repr(first.get("input"))[:80], expected=first["msg"],
+        cure="correct this field",
+    )
