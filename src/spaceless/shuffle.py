@@ -1,0 +1,178 @@
+"""The shuffle operators: random permutations, the gather that applies one with its exact gradient, and the modules.
+
+Shuffle Conv is section 3.1 of the paper: every feature map is flattened and permuted by a permutation of its own, the
+same for all images of a batch, redrawn in every forward pass. Channel shuffle is appendix A.6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from spaceless.errors import SurgeryError
+from spaceless.seeds import derive
+
+
+def draw_permutations(rows: int, length: int, seed: int, device: torch.device | str = "cpu") -> Tensor:
+    """Return `rows` independent uniform permutations of range(`length`): int64 (rows, length).
+
+    Each row sorts random keys whose low bits hold the index: one sort of plain integers instead of an argsort.
+    At least 63 - log2(length) bits of every key are random, so ties that would favour low indices are negligible.
+    """
+    bits = max(1, (length - 1).bit_length())
+    source = torch.Generator(device).manual_seed(seed)
+    keys = torch.empty(rows, length, dtype=torch.int64, device=device).random_(generator=source)
+    keys = keys.bitwise_left_shift_(bits).bitwise_or_(torch.arange(length, device=device))
+    if keys.device.type == "cpu":  # NumPy's integer sort is vectorised and returns no indices
+        array = keys.numpy()
+        array.sort(axis=1)
+        return torch.from_numpy(np.bitwise_and(array, (1 << bits) - 1))
+    return keys.sort(dim=1).values.bitwise_and_((1 << bits) - 1)
+
+
+def invert(permutation: Tensor) -> Tensor:
+    """Return the inverse of each permutation in the last dimension: same shape and type."""
+    places = torch.arange(permutation.shape[-1], device=permutation.device).expand_as(permutation)
+    return torch.empty_like(permutation).scatter_(-1, permutation, places)
+
+
+class _Permute(torch.autograd.Function):
+    """Gather along the flattened positions; a permutation is undone by its inverse, so the gradient is a gather too."""
+
+    @staticmethod
+    def forward(x: Tensor, permutation: Tensor, inverse: Tensor) -> Tensor:
+        return _gather(x, permutation)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1], inputs[2])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        permutation, inverse = ctx.saved_tensors
+        return _Permute.apply(gradients[0], inverse, permutation), None, None
+
+
+def _gather(x: Tensor, permutation: Tensor) -> Tensor:
+    n, c, h, w = x.shape
+    if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+        index = permutation.expand(n, c, h * w).transpose(1, 2)  # (N, HW, C): stay in the layout of x
+        moved = x.permute(0, 2, 3, 1).reshape(n, h * w, c).gather(1, index)
+        return moved.view(n, h, w, c).permute(0, 3, 1, 2)
+    return x.reshape(n, c, h * w).gather(2, permutation.expand(n, c, h * w)).view(n, c, h, w)
+
+
+def permute_positions(x: Tensor, permutation: Tensor) -> Tensor:
+    """Permute the h*w positions of every feature map; the gradient is routed back through the inverse permutation.
+
+    Args:
+        x: (N, C, H, W), any floating type, contiguous or channels_last; the memory format is kept.
+        permutation: int64, (C, H*W), (1, H*W) for one that all channels share, or (N, C, H*W) or (N, 1, H*W) with one
+            per image. Output position p of a map takes the value at `permutation[..., p]`.
+
+    """
+    return _Permute.apply(x, permutation, invert(permutation))  # type: ignore[no-any-return]
+
+
+def permute_channels(x: Tensor, permutation: Tensor) -> Tensor:
+    """Reorder the channels of x (N, C, H, W) by `permutation` (C,); the gradient goes through its inverse."""
+    as_positions = x.flatten(2).transpose(1, 2)[..., None]  # (N, HW, C, 1): the channels become the positions
+    return permute_positions(as_positions, permutation[None])[..., 0].transpose(1, 2).reshape(x.shape)
+
+
+class Shuffle(nn.Module):
+    """A random permutation in front of a convolution, redrawn in every forward pass, in training and in evaluation.
+
+    The permutation depends on nothing but (seed, mode, layer, pass), where mode is training or evaluation, so the
+    two draw from different seeds and no generator state needs saving: `seek` goes to any pass.
+
+    Args:
+        seed: The trial's seed.
+        layer: A number that tells this module from the others of its network.
+        channels: Permute the channels (appendix A.6) instead of the positions.
+        per_image: Draw a permutation for every image of the batch.
+        shared: Use one permutation for all channels.
+        fixed: Keep the permutation of the first pass.
+        patch: Move patches of `patch` x `patch` positions as a whole.
+
+    """
+
+    def __init__(
+        self, seed: int = 0, layer: int = 0, *, channels: bool = False, per_image: bool = False,
+        shared: bool = False, fixed: bool = False, patch: int = 1,
+    ) -> None:
+        """Remember the options; nothing is drawn before the first pass."""
+        super().__init__()
+        self.seed, self.layer = seed, layer
+        self.channels, self.per_image, self.shared, self.fixed, self.patch = channels, per_image, shared, fixed, patch
+        self.passes = {"train": 0, "eval": 0}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x (N, C, H, W) with its positions (or channels) permuted."""
+        permutation = self.next_permutation(x)
+        return permute_channels(x, permutation[0]) if self.channels else permute_positions(x, permutation)
+
+    @torch.compiler.disable
+    def next_permutation(self, x: Tensor) -> Tensor:
+        """Draw the permutation of this pass for x (N, C, H, W) and count the pass."""
+        mode = "train" if self.training else "eval"
+        step = 0 if self.fixed else self.passes[mode]
+        self.passes[mode] += 1
+        seed = derive(self.seed, f"shuffle/{mode}/{self.layer}", step)
+        n, c, h, w = x.shape
+        if x.device.type == "meta":  # shapes only: any permutation will do
+            return torch.empty((1, c) if self.channels else (c, h * w), dtype=torch.int64, device="meta")
+        if self.channels:
+            return draw_permutations(1, c, seed, x.device)
+        maps = (n if self.per_image else 1) * (1 if self.shared else c)
+        if self.patch == 1:
+            drawn = draw_permutations(maps, h * w, seed, x.device)
+        else:
+            drawn = self._patchwise(maps, h, w, seed, x.device)
+        return drawn.view(n, -1, h * w) if self.per_image else drawn
+
+    def _patchwise(self, maps: int, h: int, w: int, seed: int, device: torch.device) -> Tensor:
+        p = self.patch
+        if h % p or w % p:
+            raise SurgeryError(
+                "shuffle patch", found=f"{p} on a map of {h}x{w}", expected="a divisor of both sides",
+                cure="choose a smaller patch or shuffle fewer units",
+            )
+        order = draw_permutations(maps, (h // p) * (w // p), seed, device)  # (maps, patches)
+        grid = torch.arange(h * w, device=device).view(h // p, p, w // p, p).transpose(1, 2).reshape(-1, p * p)
+        source = grid[order].view(maps, h // p, w // p, p, p)  # which position each patch's pixels come from
+        return source.transpose(2, 3).reshape(maps, h * w)
+
+    def extra_repr(self) -> str:
+        """Show what differs from the paper's shuffle."""
+        names = ("channels", "per_image", "shared", "fixed")
+        set_ = [name for name in names if getattr(self, name)] + ([f"patch={self.patch}"] if self.patch > 1 else [])
+        return ", ".join([f"seed={self.seed}", f"layer={self.layer}", *set_])
+
+
+class ShuffleConv(nn.Module):
+    """A convolution as it was, behind a `Shuffle` of its input (section 3.1)."""
+
+    def __init__(self, shuffle: Shuffle, conv: nn.Module) -> None:
+        """Join the two; `conv` keeps its stride, padding and weights."""
+        super().__init__()
+        self.shuffle, self.conv = shuffle, conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return conv(shuffle(x)) for x (N, C, H, W)."""
+        return self.conv(self.shuffle(x))  # type: ignore[no-any-return]
+
+
+def shuffles(model: nn.Module) -> Iterator[Shuffle]:
+    """Yield the shuffle modules of `model`."""
+    return (module for module in model.modules() if isinstance(module, Shuffle))
+
+
+def seek(model: nn.Module, step: int, mode: str = "train") -> None:
+    """Make the next forward pass of `model` in `mode` ("train" or "eval") the one with number `step`."""
+    for module in shuffles(model):
+        module.passes[mode] = step
