@@ -1,0 +1,185 @@
+"""Networks by name: the paper's variants over torchvision's constructors, and any torchvision or timm classifier.
+
+Nothing here rewrites an architecture: the variants replace single modules, and a reduced width scales every layer.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+import torch
+from torch import Tensor, nn
+
+from spaceless.errors import InputError, unknown_name
+from spaceless.trial import MODEL_PREFIXES, PAPER_MODELS
+
+SMALL_IMAGE = 128  # below this side ResNets get the 3x3 stem without max-pooling (section 3.2: 32x32 sets)
+_STEM_IS_NO_UNIT = ("resnet50", "resnet152", "mobilenet_v2", "squeezenet1_0")  # K counts blocks only (section 3.2)
+
+
+class GlobalAveragePool(nn.Module):
+    """The mean over all positions: (N, C, H, W) to (N, C, 1, 1). `mean` is deterministic on CUDA."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the mean over height and width."""
+        return x.mean((2, 3), keepdim=True)
+
+
+def default_image_size(name: str) -> int:
+    """Return the side in pixels that a network is meant for when no data set decides: 224, and 48 for a chain."""
+    return 48 if name.startswith("chain:") else 224
+
+
+def stem_is_unit(name: str) -> bool:
+    """Tell whether a spatial convolution outside any block counts as a unit: not in the paper's block networks."""
+    return name not in _STEM_IS_NO_UNIT
+
+
+def build_model(name: str, classes: int, image_size: int, *, width: float = 1.0, seed: int = 0) -> nn.Module:
+    """Build a network for images of (3, image_size, image_size), initialised from `seed` alone.
+
+    Args:
+        name: `vgg16`, `resnet50`, `resnet152`, `mobilenet_v2` or `squeezenet1_0` in the paper's variant (section 3.2),
+            `torchvision:NAME`, `timm:NAME`, or `chain:16-M-24-24-M-32`: 3x3 convolutions of these widths with batch
+            normalisation, `M` for 2x2 max-pooling, then global average pooling and one linear layer.
+        classes: The number of outputs.
+        image_size: The side in pixels; below 128 the paper's ResNets get a 3x3 stem with stride 1 and no max-pooling.
+        width: The factor for all channel counts but the image's and the classes'.
+        seed: Weights depend on this and on nothing else; the global generator is left as it was.
+
+    Raises:
+        InputError: Unknown name, or a width that does not leave whole channels.
+
+    """
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        model = _construct(name, classes, image_size)
+        return model if width == 1.0 else _scale_width(model, name, classes, width)
+
+
+def _construct(name: str, classes: int, image_size: int) -> nn.Module:
+    from torchvision import models
+
+    if name == "vgg16":
+        return _vgg16(classes)
+    if name in ("resnet50", "resnet152"):
+        return _small_stem(models.get_model(name, num_classes=classes), image_size)
+    if name in PAPER_MODELS:
+        return models.get_model(name, num_classes=classes)  # type: ignore[no-any-return]
+    prefix, _, rest = name.partition(":")
+    if prefix == "torchvision":
+        known = models.list_models(module=models)
+        if rest not in known:
+            raise unknown_name("model", rest, _near(rest, known), "see torchvision.models.list_models()")
+        return models.get_model(rest, num_classes=classes, **_without_auxiliary(rest))  # type: ignore[no-any-return]
+    if prefix == "timm":
+        import timm
+
+        known = timm.list_models()
+        if rest not in known:
+            raise unknown_name("model", rest, _near(rest, known), "see timm.list_models()")
+        return timm.create_model(rest, num_classes=classes)  # type: ignore[no-any-return]
+    if prefix == "chain":
+        return _chain(rest, classes)
+    raise unknown_name("model", name, (*PAPER_MODELS, *(p + "NAME" for p in MODEL_PREFIXES)))
+
+
+def _near(name: str, known: list[str]) -> list[str]:
+    """Return a few names to show out of hundreds: those that begin alike, or the first ones."""
+    stem = re.split(r"[\d_]", name)[0]
+    return ([k for k in known if stem and k.startswith(stem)] or known)[:6]
+
+
+def _without_auxiliary(name: str) -> dict[str, object]:
+    """Auxiliary heads return several outputs in training; a trial trains the one classifier."""
+    return {"aux_logits": False, "init_weights": True} if name in ("inception_v3", "googlenet") else {}
+
+
+def _vgg16(classes: int) -> nn.Module:
+    """VGG-16 with batch normalisation and a 512-4096-4096-classes head after global pooling (34.02 M, 37.70 M)."""
+    from torchvision import models
+
+    model = models.vgg16_bn(num_classes=classes)
+    model.avgpool = GlobalAveragePool()
+    first = nn.Linear(512, 4096)
+    nn.init.normal_(first.weight, 0, 0.01)  # as torchvision initialises the layer that this one replaces
+    nn.init.zeros_(first.bias)
+    model.classifier[0] = first
+    return model  # type: ignore[no-any-return]
+
+
+def _small_stem(model: nn.Module, image_size: int) -> nn.Module:
+    if image_size < SMALL_IMAGE:
+        stem = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
+        nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
+        model.conv1, model.maxpool = stem, nn.Identity()
+    return model
+
+
+def _chain(text: str, classes: int) -> nn.Module:
+    from torchvision.models import vgg
+
+    layers: list[str | int] = [int(t) if t.isdigit() else t for t in text.split("-")]
+    widths = [t for t in layers if isinstance(t, int)]
+    if not widths or min(widths) < 1 or any(isinstance(t, str) and t != "M" for t in layers):
+        raise InputError(
+            "model", found=f"'chain:{text}'", expected="channel counts and M for pooling, joined by -",
+            cure="write for example chain:16-M-24-24-M-32-32",
+        )
+    model = vgg.VGG(vgg.make_layers(layers, batch_norm=True), num_classes=1, init_weights=False)
+    model.avgpool, model.classifier = GlobalAveragePool(), nn.Linear(widths[-1], classes)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+    return model
+
+
+def _scale_width(model: nn.Module, name: str, classes: int, width: float) -> nn.Module:
+    """Replace every layer by one with `width` times the channels, initialised like the layer it replaces."""
+    layers = [(path, m) for path, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear | nn.BatchNorm2d)]
+    last = [path for path, m in layers if not isinstance(m, nn.BatchNorm2d)][-1]
+    for path, module in layers:
+
+        def scaled(channels: int, path: str = path) -> int:
+            exact = channels * width
+            if not exact.is_integer() or exact < 1:
+                raise InputError(
+                    "width", found=f"{width} ({channels} channels of {path} would become {exact:g})",
+                    expected="a factor that leaves whole channels", cure="use 0.5, 0.25 or 0.125",
+                )
+            return int(exact)
+
+        if isinstance(module, nn.BatchNorm2d):
+            new: nn.Module = nn.BatchNorm2d(scaled(module.num_features), module.eps, module.momentum)
+        elif isinstance(module, nn.Linear):
+            outputs = classes if path == last else scaled(module.out_features)
+            new = nn.Linear(scaled(module.in_features), outputs, module.bias is not None)
+        else:
+            inputs = module.in_channels if module.in_channels == 3 else scaled(module.in_channels)
+            new = nn.Conv2d(
+                inputs, classes if path == last else scaled(module.out_channels),
+                module.kernel_size, module.stride, module.padding, module.dilation,  # type: ignore[arg-type]
+                module.groups if module.groups < module.in_channels else inputs, module.bias is not None,
+            )
+        if not isinstance(module, nn.BatchNorm2d):
+            _initialise_like(new, module)
+        model.set_submodule(path, new)
+    return model
+
+
+def _initialise_like(new: nn.Module, old: nn.Module) -> None:
+    """Draw the weights of `new` with the rule of `old`: its spread, corrected for the rule's dependence on width.
+
+    Kaiming-type rules set the variance to a constant over the fan; torchvision's linear heads use a fixed 0.01.
+    """
+    before, after = old.weight, new.weight
+    assert isinstance(before, Tensor) and isinstance(after, Tensor)
+    if before.device.type != "meta":  # on the meta device there are shapes only
+        spread = float(before.detach().std())
+        fixed = isinstance(old, nn.Linear) and math.isclose(spread, 0.01, rel_tol=0.1)
+        nn.init.normal_(after, 0, spread if fixed else spread * math.sqrt(before.shape[0] / after.shape[0]))
+    if isinstance(new.bias, Tensor):
+        nn.init.zeros_(new.bias)

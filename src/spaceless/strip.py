@@ -1,0 +1,112 @@
+"""Stripping: the last units are removed altogether and the head is fitted to the narrower map (section 4.4, Fig. 3)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from spaceless.errors import SurgeryError
+from spaceless.tracing import example_input
+
+if TYPE_CHECKING:
+    from spaceless.surgery import Plan
+    from spaceless.units import Unit
+
+
+class _Mismatch(Exception):
+    """A layer behind the stripped units was given `found` channels."""
+
+    def __init__(self, path: str, found: int) -> None:
+        super().__init__(path, found)
+        self.path, self.found = path, found
+
+
+def strip_units(plan: Plan, stripped: list[Unit], image_size: int) -> None:
+    """Replace each unit in `stripped` by nothing, then let the layers of the head take what is left.
+
+    A unit that is one convolution goes with its normalisation and activation. Pooling between units stays.
+
+    Raises:
+        SurgeryError: A layer in front of the head, or inside a unit that stays, no longer fits.
+
+    """
+    from spaceless.surgery import followers
+
+    for unit in stripped:
+        behind = followers(plan.traced, plan.traced.calls(unit.name)[0]) if unit.name in unit.convs else []
+        plan.replace(unit.index, unit.name, nn.Identity())
+        for path in behind:
+            plan.replace(unit.index, path, nn.Identity())
+    while stripped and (mismatch := _first_mismatch(plan.model, image_size)) is not None:
+        if plan.unit_of(mismatch.path):
+            raise SurgeryError(
+                "strip", found=f"{mismatch.path} would get {mismatch.found} channels",
+                expected="only the layers behind the last unit to change", cure="strip fewer units of this network",
+            )
+        plan.replace(0, mismatch.path, _fitted(plan.model.get_submodule(mismatch.path), mismatch.found))
+
+
+def _channels(module: nn.Module) -> int | None:
+    """Return how many channels `module` takes, or None when it takes any."""
+    if isinstance(module, nn.Conv2d):
+        return module.in_channels
+    if isinstance(module, nn.Linear):
+        return module.in_features
+    return module.num_features if isinstance(module, nn.BatchNorm2d) else None
+
+
+def _first_mismatch(model: nn.Module, image_size: int) -> _Mismatch | None:
+    """Run `model` once and return the first layer that is given another number of channels than it takes."""
+    handles = []
+    for path, module in model.named_modules():
+        wanted = _channels(module)
+        if wanted is None:
+            continue
+
+        def look(module: nn.Module, inputs: tuple[Tensor, ...], path: str = path, wanted: int = wanted) -> None:
+            found = inputs[0].shape[-1 if isinstance(module, nn.Linear) else 1]
+            if found != wanted:
+                raise _Mismatch(path, found)
+
+        handles.append(module.register_forward_pre_hook(look))
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            model(example_input(model, image_size))
+    except _Mismatch as mismatch:
+        return mismatch
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes.items():
+            module.training = mode
+    return None
+
+
+@torch.no_grad()
+def _fitted(module: nn.Module, channels: int) -> nn.Module:
+    """Return `module` for another number of input channels, its weights taken over column by column.
+
+    Columns are repeated where more are needed: the spread of the initialisation stays what it was.
+    """
+    if isinstance(module, nn.BatchNorm2d):
+        return nn.BatchNorm2d(channels, module.eps, module.momentum).to(module.weight.device)
+    columns = torch.arange(channels) % (_channels(module) or 1)
+    new: nn.Conv2d | nn.Linear
+    if isinstance(module, nn.Linear):
+        new = nn.Linear(channels, module.out_features, module.bias is not None)
+    else:
+        assert isinstance(module, nn.Conv2d)
+        new = nn.Conv2d(
+            channels, module.out_channels, module.kernel_size, module.stride,  # type: ignore[arg-type]
+            module.padding, module.dilation, bias=module.bias is not None,  # type: ignore[arg-type]
+        )
+    assert isinstance(module.weight, Tensor)
+    new = new.to(module.weight)
+    new.weight.copy_(module.weight[:, columns.to(module.weight.device)])
+    if isinstance(module.bias, Tensor) and new.bias is not None:
+        new.bias.copy_(module.bias)
+    return new

@@ -1,0 +1,315 @@
+"""`remove_spatial`: a changed copy of a network without spatial information in its last K units, and what changed.
+
+Plan first, touch modules last. The methods are those of section 3.1 of the paper; each rewrites single modules of the
+copy, so that every weight that need not change is the original's.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, fx, nn
+
+from spaceless.errors import SpacelessError, SurgeryError, unknown_name
+from spaceless.models import GlobalAveragePool
+from spaceless.shuffle import Shuffle, ShuffleConv
+from spaceless.strip import strip_units
+from spaceless.tracing import Trace, example_input, trace
+from spaceless.trial import METHODS, Change, ShuffleOptions
+from spaceless.units import Unit, is_spatial, units_of
+
+_POOLING = (
+    nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, GlobalAveragePool,
+)
+
+
+class FullyConnected(nn.Linear):
+    """A linear layer on a pooled vector that is kept as (N, C, 1, 1), so that the modules around it need not change."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (N, out, 1, 1) for x (N, in, 1, 1)."""
+        return super().forward(x.flatten(1))[:, :, None, None]
+
+
+@dataclass
+class Plan:
+    """The copy under the knife: the network, its trace and units, which units change, and what has changed so far."""
+
+    model: nn.Module
+    traced: Trace
+    units: list[Unit]
+    targets: list[Unit]
+    changes: list[Change] = field(default_factory=list)
+
+    def replace(self, unit: int, path: str, new: nn.Module) -> None:
+        """Put `new` in the place of the module at `path` and record it; unit 0 means behind the last unit."""
+        old = self.model.get_submodule(path)
+        new.train(old.training)
+        self.changes.append(Change(unit=unit, path=path, before=describe(old), after=describe(new)))
+        self.model.set_submodule(path, new)
+
+    def unit_of(self, path: str) -> int:
+        """Return the index of the unit that holds the module at `path`, or 0."""
+        return next((u.index for u in self.units if path == u.name or path.startswith(u.name + ".")), 0)
+
+
+def remove_spatial(
+    model: nn.Module, method: str, k: int | None = None, *, image_size: int = 224, only: int | None = None,
+    strip: int = 0, downsample: str = "avg", shuffle: ShuffleOptions | None = None, seed: int = 0, stem: bool = True,
+) -> tuple[nn.Module, list[Change]]:
+    """Return a copy of `model` whose last `k` units use no spatial information, and the list of what changed.
+
+    Args:
+        model: Any network of (N, C, H, W) images; it is left as it was.
+        method: `shuffle`, `gap_fc`, `conv1x1` (section 3.1), `channel_shuffle` (A.6) or `strip` (section 4.4).
+        k: How many units to change, from the last one on; 0 returns a plain copy.
+        image_size: The side of the image in pixels.
+        only: Change the unit with this index (from 1 at the input) and no other (A.3), instead of `k`.
+        strip: Remove this many of the changed units altogether, from the last one on (Fig. 3 left).
+        downsample: What takes the place of a strided convolution for `conv1x1`: `avg` or `max`, a 1x1 convolution
+            with stride 1 and a 2x2 pooling behind it, or `stride`, a strided 1x1 convolution (A.1).
+        shuffle: Variants of the shuffle; the paper's by default.
+        seed: The seed that the permutations derive from.
+        stem: See `find_units`.
+
+    A 1x1 kernel starts as the sum of the spatial kernel over its positions: a freshly initialised kernel gives one
+    with the variance that its rule prescribes for the smaller fan, and a trained one keeps its answer to a constant map.
+
+    Raises:
+        SurgeryError: Unknown method, K or unit out of range, or a network on which this change is not possible.
+        InputError: The network cannot be traced.
+
+    """
+    if method not in METHODS:
+        raise unknown_name("method", method, METHODS)
+    plan = _plan(model, k, only, image_size, stem)
+    if downsample not in ("avg", "max", "stride"):
+        raise unknown_name("downsample", downsample, ("avg", "max", "stride"))
+    if only is not None and method in ("gap_fc", "strip"):
+        raise SurgeryError(
+            "only", found=f"method {method}", expected="shuffle, conv1x1 or channel_shuffle", cure="use k instead",
+        )
+    if strip > len(plan.targets) or (strip and method == "strip"):
+        raise SurgeryError(
+            "strip", found=strip, expected=f"at most k = {len(plan.targets)} units of a method other than strip",
+            cure="raise k or lower strip",
+        )
+    removed = len(plan.targets) if method == "strip" else strip
+    stripped = plan.targets[len(plan.targets) - removed:]
+    kept = [unit for unit in plan.targets if unit not in stripped]
+    strip_units(plan, stripped, image_size)
+    if method in ("shuffle", "channel_shuffle"):
+        _shuffle(plan, kept, shuffle or ShuffleOptions(), seed, channels=method == "channel_shuffle")
+    elif method == "conv1x1":
+        _conv1x1(plan, kept, downsample)
+    elif method == "gap_fc" and plan.targets:
+        _gap_fc(plan, kept)
+    _check(plan, model, method, image_size)
+    return plan.model, plan.changes
+
+
+def describe(module: nn.Module) -> str:
+    """Return a short name for a module in a list of changes, such as `Conv2d 512->512 3x3 stride 2`."""
+    if isinstance(module, ShuffleConv):
+        return f"Shuffle + {describe(module.conv)}"
+    if isinstance(module, nn.Sequential) and len(module) <= 3:
+        return " + ".join(describe(m) for m in module) or "nothing"
+    if isinstance(module, nn.Conv2d):
+        stride = "" if max(module.stride) == 1 else f" stride {max(module.stride)}"
+        groups = "" if module.groups == 1 else f" groups {module.groups}"
+        size = "x".join(str(side) for side in module.kernel_size)
+        return f"Conv2d {module.in_channels}->{module.out_channels} {size}{stride}{groups}"
+    if isinstance(module, nn.Linear):
+        return f"Linear {module.in_features}->{module.out_features}"
+    return "nothing" if isinstance(module, nn.Identity) else type(module).__name__
+
+
+def without_shuffle(model: nn.Module) -> nn.Module:
+    """Return a copy of `model` in which every shuffled convolution is plain again, with its trained weights."""
+    plain = copy.deepcopy(model)
+    for path, module in list(plain.named_modules()):
+        if isinstance(module, ShuffleConv):
+            plain.set_submodule(path, module.conv)
+    return plain
+
+
+def _plan(model: nn.Module, k: int | None, only: int | None, image_size: int, stem: bool) -> Plan:
+    traced = trace(model, image_size)
+    units = units_of(traced, stem=stem)
+    if (k is None) == (only is None) and not (only is not None and k == 1):
+        raise SurgeryError("k", found=f"k={k}, only={only}", expected="one of them", cure="give k or only")
+    if only is not None:
+        if not 1 <= only <= len(units):
+            raise SurgeryError(
+                "only", found=only, expected=f"a unit from 1 to {len(units)}", cure="see the units with inspect",
+            )
+        targets = [units[only - 1]]
+    else:
+        assert k is not None
+        if not 0 <= k <= len(units):
+            raise SurgeryError(
+                "k", found=k, expected=f"0 to {len(units)}, the number of units", cure="see the units with inspect",
+            )
+        targets = units[len(units) - k:]
+    return Plan(copy.deepcopy(model), traced, units, targets)
+
+
+def _shuffle(plan: Plan, targets: list[Unit], options: ShuffleOptions, seed: int, *, channels: bool) -> None:
+    order = [path for unit in plan.units for path in unit.convs]  # a layer keeps its number at every K
+    for unit in targets:
+        for path in unit.convs:
+            shuffle = Shuffle(seed, order.index(path), channels=channels, **options.model_dump())
+            plan.replace(unit.index, path, ShuffleConv(shuffle, plan.model.get_submodule(path)))
+
+
+def _conv1x1(plan: Plan, targets: list[Unit], downsample: str) -> None:
+    for unit in targets:
+        for node in plan.traced.inside(unit.name):
+            conv = plan.traced.module_of(node)
+            if not isinstance(conv, nn.Conv2d) or (not is_spatial(conv) and max(conv.stride) == 1):
+                continue
+            path = str(node.target)
+            strided = max(conv.stride) > 1
+            pool = _pooling(plan, node, conv, downsample) if strided and downsample != "stride" else None
+            if _is_depthwise(conv):
+                if strided and pool is None:
+                    pool = nn.AvgPool2d(1, conv.stride[0])  # taking every second position is all that stride does
+                plan.replace(unit.index, path, pool or nn.Identity())
+                for follower in followers(plan.traced, node):
+                    plan.replace(unit.index, follower, nn.Identity())
+                continue
+            old = plan.model.get_submodule(path)
+            assert isinstance(old, nn.Conv2d)
+            new = _pointwise(old, conv.stride[0] if strided and pool is None else 1)
+            plan.replace(unit.index, path, nn.Sequential(new, pool) if pool else new)
+
+
+def _gap_fc(plan: Plan, targets: list[Unit]) -> None:
+    """Pool in front of the first changed unit; everything computed from the pooled vector becomes fully connected."""
+    first = plan.targets[0]
+    inside = plan.traced.inside(first.name)
+    downstream = set(inside)
+    for node in plan.traced.nodes:
+        if any(source in downstream for source in node.all_input_nodes):
+            downstream.add(node)
+    for node in plan.traced.nodes:
+        path, module = str(node.target), plan.traced.module_of(node)
+        if node not in downstream or module is None or not _present(plan.model, path):
+            continue
+        unit = plan.unit_of(path)
+        if isinstance(module, nn.Conv2d) and _is_depthwise(module):
+            plan.replace(unit, path, nn.Identity())
+            for follower in followers(plan.traced, node):
+                plan.replace(unit, follower, nn.Identity())
+        elif isinstance(module, nn.Conv2d):
+            old = plan.model.get_submodule(path)
+            assert isinstance(old, nn.Conv2d)
+            plan.replace(unit, path, _connected(old))
+        elif isinstance(module, _POOLING):
+            plan.replace(unit, path, nn.Identity())
+    body = plan.model.get_submodule(first.name)
+    plan.replace(first.index, first.name, nn.Sequential(GlobalAveragePool(), body))
+
+
+def _present(model: nn.Module, path: str) -> bool:
+    """Tell whether `path` still names a module that is neither removed nor replaced."""
+    try:
+        return not isinstance(model.get_submodule(path), nn.Identity)
+    except AttributeError:
+        return False
+
+
+def _is_depthwise(conv: nn.Conv2d) -> bool:
+    return is_spatial(conv) and conv.groups == conv.in_channels == conv.out_channels > 1
+
+
+def followers(traced: Trace, node: fx.Node) -> list[str]:
+    """Return the paths of the normalisation and the activation that belong to the convolution called by `node`."""
+    found = []
+    for wanted in (_is_normalisation, _is_activation):
+        users = list(node.users)
+        module = traced.module_of(users[0]) if len(users) == 1 else None
+        if module is not None and wanted(module) and len(traced.calls(str(users[0].target))) == 1:
+            found.append(str(users[0].target))
+            node = users[0]
+    return found
+
+
+def _is_normalisation(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm | nn.LayerNorm)
+
+
+def _is_activation(module: nn.Module) -> bool:
+    return type(module).__module__ == "torch.nn.modules.activation" and not list(module.parameters())
+
+
+def _pooling(plan: Plan, node: fx.Node, conv: nn.Conv2d, downsample: str) -> nn.Module:
+    """Return the pooling that shrinks the map as much as the strided convolution did."""
+    stride = conv.stride[0]
+    before, after = plan.traced.shapes[node.all_input_nodes[0]][2], plan.traced.shapes[node][2]
+    kind: Callable[..., nn.Module] = nn.AvgPool2d if downsample == "avg" else nn.MaxPool2d
+    return kind(stride, stride, ceil_mode=after > before // stride)
+
+
+@torch.no_grad()
+def _pointwise(conv: nn.Conv2d, stride: int) -> nn.Conv2d:
+    """Return the 1x1 convolution whose kernel is the sum of `conv`'s over its positions."""
+    place = {"device": conv.weight.device, "dtype": conv.weight.dtype}
+    bias = conv.bias is not None
+    new = nn.utils.skip_init(
+        nn.Conv2d, conv.in_channels, conv.out_channels, 1, stride, groups=conv.groups, bias=bias, **place,
+    )
+    new.weight.copy_(conv.weight.sum((2, 3), keepdim=True))
+    if conv.bias is not None:
+        new.bias.copy_(conv.bias)
+    return new  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def _connected(conv: nn.Conv2d) -> nn.Module:
+    """Return what `conv` becomes on a pooled vector; a grouped one stays a convolution, of the single position."""
+    point = _pointwise(conv, 1)
+    if conv.groups > 1:
+        return point
+    new = nn.utils.skip_init(
+        FullyConnected, conv.in_channels, conv.out_channels, bias=conv.bias is not None,
+        device=point.weight.device, dtype=point.weight.dtype,
+    )
+    new.weight.copy_(point.weight.flatten(1))
+    if point.bias is not None:
+        new.bias.copy_(point.bias)
+    return new  # type: ignore[no-any-return]
+
+
+def _check(plan: Plan, model: nn.Module, method: str, image_size: int) -> None:
+    """Raise unless exactly the planned units changed and the copy still classifies an image."""
+    changed = {change.unit for change in plan.changes if change.unit}
+    targets = {unit.index for unit in plan.targets}
+    if changed != targets:
+        missed = ", ".join(unit.name for unit in plan.targets if unit.index not in changed)
+        raise SurgeryError(
+            f"{method} on {type(model).__name__}", found=f"{len(changed)} of {len(targets)} units changed"
+            + (f" (not {missed})" if missed else ""), expected="all of them, and no other",
+            cure="choose another method for these units",
+        )
+    expected = plan.traced.shapes[plan.traced.nodes[-1].all_input_nodes[0]]
+    shadow = copy.deepcopy(plan.model).to("meta").eval()
+    try:
+        with torch.no_grad():
+            found = tuple(shadow(example_input(shadow, image_size)).shape)
+    except SpacelessError:
+        raise
+    except Exception as error:  # the network's own code runs here
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"[:160]
+        raise SurgeryError(
+            f"{method} on {type(model).__name__} with K = {len(targets)}", found=reason,
+            expected="a network that still runs", cure="choose a smaller K or another method for this network",
+        ) from error
+    if found != expected:
+        raise SurgeryError(
+            f"{method} on {type(model).__name__}", found=f"output {found}", expected=f"output {expected}",
+            cure="choose a smaller K or another method for this network",
+        )

@@ -1,0 +1,110 @@
+"""The traced graph of a network with the shape of every tensor in it: what units, surgery and receptive fields read.
+
+Tracing runs on a copy on the meta device: no arithmetic is done and the network is not touched.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from spaceless.errors import InputError
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One forward pass of a network in evaluation mode, for a batch of one image.
+
+    Attributes:
+        model: The traced network: the user's own module tree, on the meta device.
+        nodes: The graph's nodes in execution order.
+        shapes: The shape of each node's output, where that is one tensor.
+
+    """
+
+    model: nn.Module
+    nodes: tuple[fx.Node, ...]
+    shapes: dict[fx.Node, tuple[int, ...]]
+
+    def module_of(self, node: fx.Node) -> nn.Module | None:
+        """Return the module that `node` calls, or None for functions, inputs and outputs."""
+        return self.model.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+    def calls(self, path: str) -> list[fx.Node]:
+        """Return the nodes that call the module at `path`."""
+        return [node for node in self.nodes if node.op == "call_module" and node.target == path]
+
+    def inside(self, path: str) -> list[fx.Node]:
+        """Return the nodes that are executed within the module at `path`, itself included."""
+        return [node for node in self.nodes if path in module_stack(node) or node in self.calls(path)]
+
+
+def module_stack(node: fx.Node) -> tuple[str, ...]:
+    """Return the paths of the modules that `node` is executed in, outermost first."""
+    return tuple(path for path, _ in node.meta.get("nn_module_stack", {}).values())
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return type(m).__module__.startswith("spaceless.") or super().is_leaf_module(m, module_qualified_name)
+
+
+class _Shapes(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.shapes: dict[fx.Node, tuple[int, ...]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            self.shapes[n] = tuple(result.shape)
+        return result
+
+
+def example_input(model: nn.Module, image_size: int) -> Tensor:
+    """Return zeros (1, C, image_size, image_size) on the device of `model`; C is what its first convolution takes."""
+    convs = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    channels = convs[0].in_channels if convs else 3
+    place = next(iter(model.parameters()), torch.empty(0))
+    return torch.zeros(1, channels, image_size, image_size, device=place.device, dtype=place.dtype)
+
+
+def trace(model: nn.Module, image_size: int) -> Trace:
+    """Trace one forward pass of `model` on an image of side `image_size`.
+
+    Raises:
+        InputError: The network cannot be traced, or does not accept an image of this size.
+
+    """
+    shadow = copy.deepcopy(model).to("meta").eval()
+    graph = trace_graph(shadow)
+    runner = _Shapes(fx.GraphModule(shadow, graph))
+    try:
+        with torch.no_grad():
+            runner.run(example_input(shadow, image_size))
+    except Exception as error:
+        raise InputError(
+            f"image size {image_size}", found=_first_line(error), expected="an image that the network accepts",
+            cure="choose a larger image size",
+        ) from error
+    return Trace(shadow, tuple(graph.nodes), runner.shapes)
+
+
+def trace_graph(model: nn.Module) -> fx.Graph:
+    """Return the graph of `model`'s forward pass, with PyTorch's and our own modules as leaves, or raise InputError."""
+    try:
+        return _Tracer().trace(model)
+    except Exception as error:  # a tracer runs the user's own forward: anything can come out of it
+        raise InputError(
+            f"tracing {type(model).__name__}", found=_first_line(error),
+            expected="a forward pass whose control flow does not depend on the values of tensors",
+            cure="move the data-dependent part into a function of its own and mark it with torch.fx.wrap",
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
