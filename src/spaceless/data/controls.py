@@ -1,0 +1,128 @@
+"""Made data sets whose true answer follows from geometry: `texture` and `arrangement-D`.
+
+`arrangement-D`: a red and a green mark of one pixel each, D pixels apart; the class is in which of the four directions
+the green one lies. A map position that sees at most D pixels sees one mark at most, so what is left when positions
+are given up (the multiset of local features) is the same for all classes, exactly. Three leaks are closed:
+
+* zero padding tells how near the border is: a window of D pixels that holds a mark never reaches the border;
+* strided layers let a feature know its position modulo the stride: D is a multiple of the stride, so the two marks
+  have the same residue in every class (`spaceless.calibrate` claims nothing for other D);
+* overlapping windows on noise could be put together like a jigsaw: the background is one colour within an image.
+
+`texture`: eight copies of one 3x3 pattern at random places; the class is which pattern. All four patterns have equal
+numbers of pixels set, so single pixels tell nothing.
+"""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import Tensor
+
+from spaceless.data.dataset import Dataset
+from spaceless.errors import DataError
+from spaceless.seeds import generator
+
+TRAIN_IMAGES, TEST_IMAGES = 4096, 2048
+TEXTURE_SIZE, TEXTURE_COPIES = 32, 8
+DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1))  # (columns, rows) from the red mark to the green one
+PATTERNS = (  # four pixels set in each, all within 3x3 and none a shift of another
+    ((1, 0, 0), (1, 0, 0), (1, 1, 0)),
+    ((1, 1, 1), (0, 1, 0), (0, 0, 0)),
+    ((0, 1, 0), (1, 0, 1), (0, 1, 0)),
+    ((1, 0, 1), (0, 0, 0), (1, 0, 1)),
+)
+PATTERN_SIZE = 3
+
+
+def is_control(name: str) -> bool:
+    """Tell whether `name` is a data set made by code."""
+    return name == "texture" or name.startswith("arrangement-")
+
+
+def distance_of(name: str) -> int:
+    """Return D of `arrangement-D`, in pixels, or raise DataError."""
+    match = re.fullmatch(r"arrangement-(\d{1,3})", name)
+    if not match or int(match[1]) < 2:
+        raise DataError(
+            "data", found=repr(name), expected="arrangement-D with D from 2 to 999 pixels",
+            cure="write for example arrangement-8",
+        )
+    return int(match[1])
+
+
+def control_size(name: str) -> int:
+    """Return the side in pixels of the images of a made data set: room for the marks, the margins and free play."""
+    return TEXTURE_SIZE if name == "texture" else 3 * distance_of(name) + 8
+
+
+def make_control(name: str, seed: int = 0) -> Dataset:
+    """Make `texture` or `arrangement-D`: 4,096 training and 2,048 test images, classes equally frequent.
+
+    Args:
+        name: The name; see the head of this file.
+        seed: Different seeds draw different images.
+
+    """
+    if not is_control(name):
+        raise DataError(
+            "data", found=repr(name), expected="texture or arrangement-D", cure="write for example arrangement-8",
+        )
+    draw = _texture if name == "texture" else _arrangement
+    splits = [draw(name, count, generator(seed, f"control/{name}/{split}"))
+              for split, count in (("train", TRAIN_IMAGES), ("test", TEST_IMAGES))]
+    names = ("L", "T", "ring", "corners") if name == "texture" else ("right", "left", "below", "above")
+    return Dataset(name, f"made by code, seed {seed}", "", *splits[0], *splits[1], names)
+
+
+def _labels(count: int, source: torch.Generator) -> Tensor:
+    return (torch.arange(count) % 4)[torch.randperm(count, generator=source)]
+
+
+def _canvas(count: int, size: int, source: torch.Generator) -> Tensor:
+    """Return images (count, 3, size, size) of one colour each, nearly the same in all images."""
+    colour = torch.randint(70, 84, (count, 3, 1, 1), generator=source, dtype=torch.uint8)
+    return colour.repeat(1, 1, size, size)
+
+
+def _arrangement(name: str, count: int, source: torch.Generator) -> tuple[Tensor, Tensor]:
+    distance, size = distance_of(name), control_size(name)
+    labels, images = _labels(count, source), _canvas(count, size, source)
+    red, green = marks(labels, distance, size, source)
+    index = torch.arange(count)
+    for channel, (column, row) in enumerate((red.unbind(1), green.unbind(1))):
+        images[index, :, row, column] = 0
+        images[index, channel, row, column] = 255
+    return images, labels
+
+
+def marks(labels: Tensor, distance: int, size: int, source: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return the places (column, row) of the red and the green mark of each image: two int64 tensors (N, 2).
+
+    The pair is placed uniformly where both marks stay `distance` - 1 pixels from every border.
+    """
+    offset = torch.tensor(DIRECTIONS)[labels] * distance  # (N, 2)
+    margin = distance - 1
+    room = size - 2 * margin - offset.abs()  # (N, 2): places for the pair's upper left corner
+    corner = margin + (torch.rand(len(labels), 2, generator=source, dtype=torch.float64) * room).long()
+    red = corner + (-offset).clamp(min=0)
+    return red, red + offset
+
+
+def _texture(name: str, count: int, source: torch.Generator) -> tuple[Tensor, Tensor]:
+    labels, images = _labels(count, source), _canvas(count, TEXTURE_SIZE, source)
+    patterns = torch.tensor(PATTERNS, dtype=torch.bool)[labels]  # (N, 3, 3)
+    cell = PATTERN_SIZE + 1  # copies lie on different cells of a grid that is shifted per image: they never touch
+    cells = TEXTURE_SIZE // cell - 1
+    places = torch.rand(count, cells * cells, generator=source).argsort(1)[:, :TEXTURE_COPIES]
+    shift = torch.randint(0, cell, (count, 2), generator=source)
+    index = torch.arange(count)
+    for copy in range(TEXTURE_COPIES):
+        top = (places[:, copy] // cells) * cell + shift[:, 0]
+        left = (places[:, copy] % cells) * cell + shift[:, 1]
+        for row in range(PATTERN_SIZE):
+            for column in range(PATTERN_SIZE):
+                lit = patterns[:, row, column]
+                images[index[lit], :, top[lit] + row, left[lit] + column] = 230
+    return images, labels

@@ -1,0 +1,114 @@
+"""Accuracy on a test set, and the accuracy of shuffling networks over many passes with fresh permutations.
+
+The part of the network in front of the first shuffle does not depend on the permutations: it is computed once per
+batch, and only the rest is repeated (section 4.1 of the paper evaluates shuffling models 200 times).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, fx, nn
+
+from spaceless.data.augment import normalise
+from spaceless.data.dataset import Dataset
+from spaceless.errors import InputError
+from spaceless.shuffle import ShuffleConv, seek, shuffles
+from spaceless.tracing import trace_graph
+from spaceless.trial import Evaluation
+
+Split = tuple[Callable[[Tensor], tuple[Tensor, ...]], Callable[..., Tensor]]
+
+
+def evaluate(
+    model: nn.Module, data: Dataset, *, repeats: int = 1, shuffle_last: int | None = None, precision: str = "fp32",
+    batch_size: int = 256, split: bool = True, progress: Callable[[float], None] | None = None,
+) -> Evaluation:
+    """Return the accuracy of `model` on the test images of `data`.
+
+    Args:
+        model: On its device; it is put into evaluation mode and left there.
+        data: The data set; its images are normalised with its own moments.
+        repeats: Passes over the test images, each with fresh permutations; 1 is enough for a deterministic network.
+        shuffle_last: Only written into the result: the test scheme that `model` has been prepared for.
+        precision: `fp32` or `bf16` (autocast).
+        batch_size: Images per forward pass.
+        split: Compute the part in front of the first shuffle once. It changes the time, not the result.
+        progress: Called with the share that is done.
+
+    """
+    model.eval()
+    seek(model, 0, "eval")
+    device = next(iter(model.parameters())).device
+    prefix, tail = (_split_if_possible(model) if split and repeats > 1 else None) or (_whole, model)
+    correct, top5 = torch.zeros(repeats, dtype=torch.int64), 0
+    images, labels = data.test_images, data.test_labels
+    wide = min(5, data.classes)
+    with torch.inference_mode(), autocast(device, precision):
+        for start in range(0, len(images), batch_size):
+            batch = normalise(images[start:start + batch_size].to(device), data.mean, data.std)
+            wanted = labels[start:start + batch_size].to(device)
+            front = prefix(in_format(batch, precision))
+            for repeat in range(repeats):
+                best = tail(*front).topk(wide, dim=1).indices == wanted[:, None]
+                correct[repeat] += int(best[:, 0].sum())
+                top5 += int(best.sum())
+            if progress is not None:
+                progress(min(1.0, (start + batch_size) / len(images)))
+    return Evaluation(
+        shuffle_last=shuffle_last, images=len(images), top1=tuple((100 * correct.double() / len(images)).tolist()),
+        top5=100 * top5 / (repeats * len(images)) if data.classes > 5 else None,
+    )
+
+
+def split_at_shuffle(model: nn.Module) -> Split | None:
+    """Return the part of `model` in front of its first shuffle and the part behind it, or None if there is no shuffle.
+
+    tail(*prefix(x)) equals model(x). Every tensor that crosses the cut is handed over, so that skip connections
+    around a shuffled convolution are whole.
+    """
+    if not any(True for _ in shuffles(model)):
+        return None
+    graph = trace_graph(model)
+    random: set[fx.Node] = set()
+    for node in graph.nodes:
+        shuffling = node.op == "call_module" and isinstance(model.get_submodule(str(node.target)), ShuffleConv)
+        if shuffling or any(source in random for source in node.all_input_nodes):
+            random.add(node)
+    crossing = [node for node in graph.nodes if node not in random and any(user in random for user in node.users)]
+    front, back = fx.Graph(), fx.Graph()
+    known = {}
+    for node in graph.nodes:
+        if node not in random and node.op != "output":
+            known[node] = front.node_copy(node, lambda n: known[n])
+    front.output(tuple(known[node] for node in crossing))
+    behind = {node: back.placeholder(node.name) for node in crossing}
+    for node in graph.nodes:
+        if node in random:
+            behind[node] = back.node_copy(node, lambda n: behind[n])
+    return fx.GraphModule(model, front), fx.GraphModule(model, back)
+
+
+def _split_if_possible(model: nn.Module) -> Split | None:
+    try:
+        return split_at_shuffle(model)
+    except InputError as error:
+        warnings.warn(f"the whole network is repeated, not the part behind the first shuffle: {error}", stacklevel=3)
+        return None
+
+
+def _whole(x: Tensor) -> tuple[Tensor, ...]:
+    return (x,)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast | nullcontext[None]:
+    """Return the context that computes in `precision` (`fp32`: as is) on `device`."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def in_format(x: Tensor, precision: str) -> Tensor:
+    """Return x in the memory format that suits `precision`: channels_last pays in bf16 and costs in fp32."""
+    return x.to(memory_format=torch.channels_last) if precision == "bf16" else x

@@ -1,0 +1,241 @@
+"""`run_trial`: the only place that joins network, surgery, data, training and measures, into one stored outcome."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from safetensors.torch import load as load_weights
+from safetensors.torch import save as dump_weights
+from torch import nn
+
+from spaceless import checkpoint
+from spaceless.cost import cost
+from spaceless.data import Dataset, load
+from spaceless.data.controls import is_control, make_control
+from spaceless.errors import InputError
+from spaceless.evaluation import evaluate
+from spaceless.models import build_model, stem_is_unit
+from spaceless.receptive import usable_field
+from spaceless.store import WEIGHTS, Store, read_trial
+from spaceless.surgery import remove_spatial, without_shuffle
+from spaceless.training import Progress, States, train
+from spaceless.trial import RANDOM_METHODS, Change, Evaluation, Outcome, Trial
+from spaceless.units import find_units
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and how trials run, which must not change what comes of them: outcomes, data, device, saving."""
+
+    out: Path
+    data_root: Path | None = None
+    device: str = "auto"
+    keep_weights: bool = True
+    save_seconds: float = 60.0
+
+    @property
+    def store(self) -> Store:
+        """The store of outcomes."""
+        return Store(self.out)
+
+
+def load_data(trial: Trial, data_root: Path | None = None) -> Dataset:
+    """Return the data that `trial` names, at its size and number of images.
+
+    Made data differ from seed to seed; a draw of real images does not, so that seeds share it.
+
+    Raises:
+        DataError: The set is missing or broken.
+
+    """
+    whole = (
+        _made(trial.data, trial.seed) if is_control(trial.data)
+        else _read(trial.data, data_root, os.environ.get("SPACELESS_DATA"), trial.image_size)
+    )
+    part = whole.subset(trial.train_images, trial.test_images)
+    return part if trial.image_size is None else _sized(part, trial.image_size)
+
+
+_made = lru_cache(maxsize=4)(make_control)  # the trials of a study share their data
+
+
+@lru_cache(maxsize=1)
+def _read(name: str, root: Path | None, variable: str | None, image_size: int | None) -> Dataset:
+    return load(name, data_root=root, image_size=image_size)
+
+
+def _sized(data: Dataset, image_size: int) -> Dataset:
+    return data.resized(image_size)
+
+
+def build(trial: Trial, classes: int, image_size: int) -> tuple[nn.Module, list[Change]]:
+    """Return the untrained network of `trial`, changed by its method, and what changed."""
+    model = build_model(trial.model, classes, image_size, width=trial.width, seed=trial.seed)
+    if trial.method == "baseline":
+        return model, []
+    return remove_spatial(
+        model, trial.method, None if trial.only else trial.k, image_size=image_size, only=trial.only,
+        strip=trial.strip, downsample=trial.downsample, shuffle=trial.shuffle, seed=trial.seed,
+        stem=stem_is_unit(trial.model),
+    )
+
+
+def run_trial(
+    trial: Trial, place: Place, *, stop: Callable[[], int | None] | None = None,
+    progress: Callable[[Progress], None] | None = None, on_evaluation: Callable[[float], None] | None = None,
+) -> Outcome:
+    """Train and evaluate `trial`, store its outcome and return it; a finished trial is returned as it is stored.
+
+    Raises:
+        InputError: Bad name, missing data, impossible surgery. Nothing was written.
+        Interrupted: `stop` returned a signal number; the same call resumes.
+
+    """
+    store = place.store
+    if (known := store.outcome(trial)) is not None:
+        return known
+    data = load_data(trial, place.data_root)
+    model, changes = build(trial, data.classes, data.image_size)
+    units = len(find_units(model if not changes else build_model(
+        trial.model, data.classes, data.image_size, width=trial.width), data.image_size, stem=stem_is_unit(trial.model)))
+    costs = cost(model, data.image_size)
+    device = choose_device(place.device)
+    precision = choose_precision(trial.recipe.precision, device)
+    started, clock = datetime.now(UTC), time.perf_counter()
+    folder = store.begin(trial)
+    model.to(device)
+    training = train(
+        model, data, trial.recipe, trial.seed, precision=precision, stop=stop, progress=progress,
+        states=States(store.states(trial), trial.id, place.save_seconds),
+    )
+    repeats = trial.repeats if trial.method in RANDOM_METHODS else 1
+    evaluations = () if training.diverged else (
+        evaluate(model, data, repeats=repeats, precision=precision, progress=on_evaluation),
+    )
+    weights = dump_weights({name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()})
+    if place.keep_weights:
+        checkpoint.atomic_write(folder / WEIGHTS, weights)
+    field = _field(model, data.image_size)
+    outcome = Outcome(
+        trial=trial, status="diverged" if training.diverged else "finished", units=units, changes=tuple(changes),
+        params=costs.params, macs=costs.macs, receptive_field=field and field[0], receptive_stride=field and field[1],
+        evaluations=evaluations, history=training.history, data=data.facts, precision=precision,
+        weights_sha256=hashlib.sha256(weights).hexdigest(), versions=versions(), hardware=hardware(device),
+        threads=torch.get_num_threads(), started=started.isoformat(timespec="seconds"),
+        seconds=round(time.perf_counter() - clock, 3),
+        notes=(f"multiply-adds leave out {', '.join(costs.not_counted)}",) if costs.not_counted else (),
+    )
+    store.finish(outcome)
+    checkpoint.discard(store.states(trial))
+    return outcome
+
+
+def evaluate_run(
+    folder: Path, place: Place, *, shuffle_last: int | None = None, repeats: int = 200,
+    progress: Callable[[float], None] | None = None,
+) -> Evaluation:
+    """Evaluate a trained network again, as it was trained or with its last `shuffle_last` units shuffled (0: clean).
+
+    The evaluation is stored beside the outcome when it is another scheme than the trained one.
+
+    Raises:
+        InputError: The folder holds no finished trial with weights, or the number of units is out of range.
+
+    """
+    trial = read_trial(folder)
+    store = Store(folder.parent)
+    weights = folder / WEIGHTS
+    outcome = store.outcome(trial)
+    if outcome is None or not weights.is_file():
+        raise InputError(
+            str(folder), found="no outcome" if outcome is None else "no weights", expected="a finished trial with weights",
+            cure="run the trial again without --no-weights",
+        )
+    data = load_data(trial, place.data_root)
+    model, _ = build(trial, data.classes, data.image_size)
+    model.load_state_dict(_checked_weights(weights, outcome))
+    if shuffle_last is not None:
+        model = without_shuffle(model)
+        if shuffle_last:
+            model, _ = remove_spatial(
+                model, "shuffle", shuffle_last, image_size=data.image_size, seed=trial.seed,
+                stem=stem_is_unit(trial.model),
+            )
+    device = choose_device(place.device)
+    random = shuffle_last is None and trial.method in RANDOM_METHODS or bool(shuffle_last)
+    found = evaluate(
+        model.to(device), data, repeats=repeats if random else 1, shuffle_last=shuffle_last,
+        precision=choose_precision(trial.recipe.precision, device), progress=progress,
+    )
+    if shuffle_last is not None:
+        store.add_evaluation(trial, found)
+    return found
+
+
+def _checked_weights(path: Path, outcome: Outcome) -> dict[str, torch.Tensor]:
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != outcome.weights_sha256:
+        raise InputError(
+            str(path), found="other content than the training wrote", expected=f"SHA-256 {outcome.weights_sha256}",
+            cure="remove this trial's folder and run it again",
+        )
+    return load_weights(content)
+
+
+def _field(model: nn.Module, image_size: int) -> tuple[int, int] | None:
+    """Return size and stride of the last receptive field whose position matters, or None where there is none."""
+    try:
+        found = usable_field(model, image_size)
+    except InputError:
+        return None
+    return found.size, found.stride
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device called `name`; `auto` is the GPU if there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            "device", found=repr(name), expected="auto, cpu or a GPU that is there, such as cuda:0",
+            cure="leave --device out",
+        ) from error
+
+
+def choose_precision(wanted: str, device: torch.device) -> str:
+    """Return `fp32` or `bf16`; `auto` is bf16 where the hardware multiplies it natively (GPU, or CPU with AMX)."""
+    if wanted != "auto":
+        return wanted
+    native = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_amx_tile_supported()
+    return "bf16" if native else "fp32"
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of everything that a result can depend on."""
+    names = ("spaceless", "torch", "torchvision", "numpy")
+    return {"python": platform.python_version()} | {name: version(name) for name in names}
+
+
+def hardware(device: torch.device) -> str:
+    """Return one line about the processor that computed."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass  # not Linux: the platform's own name has to do
+    return f"{name}, {os.cpu_count()} logical processors"
