@@ -1,0 +1,140 @@
+"""Encoded images (PNG, JPEG, WebP, ...) to pixels: bounded before they are decoded, in threads, by name if broken."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from spaceless.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Source = Path | bytes
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
+
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # 8 bits a channel at most
+_MOST_PIXELS = 1 << 26  # of one image; pillow itself warns from 1.3 times as many
+_MOST_BYTES = 1 << 28  # of one file
+_SHARE = 64  # images a thread takes at a time
+
+
+class DifferentSizeError(DataError):
+    """An image has not the size of the others, and no crop was asked for."""
+
+
+def empty_pixels(count: int, size: int, what: str) -> npt.NDArray[np.uint8]:
+    """Return room for (count, 3, size, size) pixels, or raise DataError if this machine's memory cannot hold them."""
+    needed, memory = count * 3 * size * size, _memory()
+    if needed > memory:
+        raise DataError(
+            what, found=f"{needed / 1e9:,.1f} GB of pixels ({count:,} images of {size} x {size})",
+            expected=f"at most this machine's memory, {memory / 1e9:,.1f} GB",
+            cure="choose a smaller image size, or keep fewer images",
+        )
+    return np.empty((count, 3, size, size), np.uint8)
+
+
+def _memory() -> int:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not every system tells
+        return 1 << 36
+
+
+def image_size_of(source: Source, name: str) -> tuple[int, int]:
+    """Return width and height of an image in pixels, from its header alone."""
+    width, height = _checked(source, name, lambda image: image.size)
+    return width, height
+
+
+def decode_into(
+    pixels: npt.NDArray[np.uint8], sources: Sequence[Source], name_of: Callable[[int], str], *, crop: bool,
+) -> None:
+    """Decode `sources` into `pixels` (N, 3, S, S) as RGB, in as many threads as there are processors.
+
+    Args:
+        pixels: Filled in place.
+        sources: N files or encoded images.
+        name_of: Names image i in an error.
+        crop: Resize the shorter side to S (bilinear, antialiased) and cut the centre out, as torchvision's
+            `Resize(S)` and `CenterCrop(S)` do; otherwise every image must be S x S.
+
+    Raises:
+        DataError: An image is broken, too large or not of 8 bits a channel; it is the first such one.
+        DifferentSizeError: An image is not S x S and `crop` is off.
+
+    """
+    size = pixels.shape[-1]
+
+    def share(start: int) -> None:
+        for i in range(start, min(start + _SHARE, len(sources))):
+            name = name_of(i)
+            pixels[i] = _checked(sources[i], name, partial(_planes, size=size, crop=crop, name=name))
+
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        try:
+            for _ in pool.map(share, range(0, len(sources), _SHARE)):
+                pass
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _checked(source: Source, name: str, use: Callable[[Image.Image], Any]) -> Any:
+    """Open an image, check what its header claims, and return what `use` makes of it."""
+    from PIL import Image
+
+    try:
+        size = len(source) if isinstance(source, bytes) else source.stat().st_size
+        if size > _MOST_BYTES:
+            raise _broken(name, f"{size:,} bytes", f"at most {_MOST_BYTES:,}")
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS) as image:
+            if image.width * image.height > _MOST_PIXELS:
+                raise _broken(name, f"{image.width} x {image.height} pixels", f"at most {_MOST_PIXELS:,} in all")
+            if image.mode not in _MODES:
+                raise _broken(name, f"an image of mode {image.mode}", "8 bits a channel")
+            return use(image)
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # decoders raise nearly anything on broken bytes, and all of it means the same
+        detail = f"{type(error).__name__}: {error}".splitlines()[0][:120]
+        raise _broken(name, f"an image that cannot be decoded ({detail})", "PNG, JPEG, WebP, ...") from error
+
+
+def _planes(image: Image.Image, size: int, crop: bool, name: str) -> npt.NDArray[np.uint8]:
+    """Return (3, size, size)."""
+    if image.size != (size, size) and not crop:
+        raise DifferentSizeError(
+            name, found=f"{image.width} x {image.height} pixels", expected=f"{size} x {size} like the first image",
+            cure="give an image size, so that all are resized and cropped",
+        )
+    rgb = image if image.mode == "RGB" else image.convert("RGB")
+    if image.size != (size, size):
+        rgb = _centre(rgb, size, name)
+    return np.asarray(rgb).transpose(2, 0, 1)
+
+
+def _centre(image: Image.Image, size: int, name: str) -> Image.Image:
+    from PIL import Image
+
+    short, long = sorted(image.size)
+    scaled = size * long // short
+    if scaled * size > _MOST_PIXELS:
+        raise _broken(name, f"{image.width} x {image.height} pixels", "an image that is not a thin strip")
+    shape = (size, scaled) if image.width <= image.height else (scaled, size)
+    left, top = (round((edge - size) / 2) for edge in shape)
+    return image.resize(shape, Image.Resampling.BILINEAR).crop((left, top, left + size, top + size))
+
+
+def _broken(name: str, found: str, expected: str) -> DataError:
+    return DataError(name, found=found, expected=expected, cure="remove or replace this image")

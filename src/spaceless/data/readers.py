@@ -1,0 +1,59 @@
+"""`load`: from a name or a path to a `Dataset`, whatever the form it is kept in."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from spaceless.data.archives import read_archive
+from spaceless.data.cache import cached
+from spaceless.data.dataset import Dataset, Parts
+from spaceless.data.find import Location, find, parquet_files
+from spaceless.data.folders import class_files, read_folders
+from spaceless.data.images import DifferentSizeError
+from spaceless.data.npz import read_npz
+from spaceless.data.parquet import parquet_note, read_parquet
+from spaceless.errors import InputError
+
+
+def load(
+    name_or_path: str | os.PathLike[str], *, data_root: Path | None = None, image_size: int | None = None,
+) -> Dataset:
+    """Read a data set into memory.
+
+    Args:
+        name_or_path: A name that `find` knows how to look for, or the path of a set.
+        data_root: The folder that names are looked for in; default `$SPACELESS_DATA`, else the user cache folder.
+        image_size: The edge of the images in pixels. Sets of one square size are resized (bilinear, antialiased) if it
+            differs; images of other shapes are resized by their shorter side and cropped, and need it.
+
+    Raises:
+        DataError: The set is missing, damaged, or not what it says it is; the message names the file.
+
+    """
+    if image_size is not None and image_size < 1:
+        raise InputError("image size", found=image_size, expected="at least 1 pixel", cure="choose a larger size")
+    place = find(name_or_path, data_root)
+    note = parquet_note(place.path) if place.kind == "parquet" else ""
+    data = Dataset(place.name, str(place.path), note, *_parts(place, image_size))
+    return data if image_size is None else data.resized(image_size)
+
+
+def _parts(place: Location, image_size: int | None) -> Parts:
+    path = place.path
+    if place.kind == "npz":
+        return read_npz(path)
+    if place.kind == "parquet":
+        files = parquet_files(path)
+        try:
+            return cached(files, "parquet", lambda: read_parquet(path, None))
+        except DifferentSizeError:
+            if image_size is None:
+                raise
+            return cached(files, f"parquet {image_size}", lambda: read_parquet(path, image_size))
+    if place.kind == "folders":
+        if image_size is None:
+            return read_folders(path, None)  # says that a size is needed
+        files = [file for split in class_files(path) for of_class in split.values() for file in of_class]
+        return cached(files, f"folders {image_size}", lambda: read_folders(path, image_size))
+    return read_archive(place)
