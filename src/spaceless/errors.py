@@ -24,6 +24,10 @@ class SpacelessError(Exception):
         self.what, self.found, self.expected, self.cure = what, found, expected, cure
         super().__init__(f"{what}: found {found}, expected {expected}; {cure}")
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Travel between processes as what the message and its parts are."""
+        return _restore, (type(self), self.args, self.__dict__)
+
 
 class InputError(SpacelessError):
     """The user's input cannot be meant as it stands: nothing was started, nothing was written."""
@@ -59,6 +63,12 @@ class Interrupted(SpacelessError):
             "interrupted", found=f"signal {signum}", expected="the work to end by itself",
             cure="the state is saved: the same command goes on from here",
         )
+
+
+def _restore(kind: type[SpacelessError], args: tuple[object, ...], parts: dict[str, object]) -> SpacelessError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(parts)
+    return error
 
 
 def unknown_name(what: str, found: str, valid: Iterable[str], cure: str = "") -> InputError:

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from spaceless.data.augment import normalise
 from spaceless.data.dataset import Dataset
-from spaceless.errors import InputError
+from spaceless.errors import InputError, Interrupted
 from spaceless.shuffle import ShuffleConv, seek, shuffles
 from spaceless.tracing import trace_graph
 from spaceless.trial import Evaluation
@@ -25,7 +25,8 @@ Split = tuple[Callable[[Tensor], tuple[Tensor, ...]], Callable[..., Tensor]]
 
 def evaluate(
     model: nn.Module, data: Dataset, *, repeats: int = 1, shuffle_last: int | None = None, precision: str = "fp32",
-    batch_size: int = 256, split: bool = True, progress: Callable[[float], None] | None = None,
+    batch_size: int = 256, split: bool = True, stop: Callable[[], int | None] | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> Evaluation:
     """Return the accuracy of `model` on the test images of `data`.
 
@@ -37,7 +38,11 @@ def evaluate(
         precision: `fp32` or `bf16` (autocast).
         batch_size: Images per forward pass.
         split: Compute the part in front of the first shuffle once. It changes the time, not the result.
+        stop: Asked after every batch; a signal number ends the evaluation.
         progress: Called with the share that is done.
+
+    Raises:
+        Interrupted: `stop` asked for it; nothing of an evaluation is kept.
 
     """
     model.eval()
@@ -56,6 +61,8 @@ def evaluate(
                 best = tail(*front).topk(wide, dim=1).indices == wanted[:, None]
                 correct[repeat] += int(best[:, 0].sum())
                 top5 += int(best.sum())
+            if stop is not None and (asked := stop()) is not None:
+                raise Interrupted(asked)
             if progress is not None:
                 progress(min(1.0, (start + batch_size) / len(images)))
     return Evaluation(

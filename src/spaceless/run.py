@@ -120,7 +120,7 @@ def run_trial(
     )
     repeats = trial.repeats if trial.method in RANDOM_METHODS else 1
     evaluations = () if training.diverged else (
-        evaluate(model, data, repeats=repeats, precision=precision, progress=on_evaluation),
+        evaluate(model, data, repeats=repeats, precision=precision, stop=stop, progress=on_evaluation),
     )
     weights = dump_weights({name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()})
     if place.keep_weights:
@@ -142,7 +142,7 @@ def run_trial(
 
 def evaluate_run(
     folder: Path, place: Place, *, shuffle_last: int | None = None, repeats: int = 200,
-    progress: Callable[[float], None] | None = None,
+    stop: Callable[[], int | None] | None = None, progress: Callable[[float], None] | None = None,
 ) -> Evaluation:
     """Evaluate a trained network again, as it was trained or with its last `shuffle_last` units shuffled (0: clean).
 
@@ -175,7 +175,7 @@ def evaluate_run(
     random = shuffle_last is None and trial.method in RANDOM_METHODS or bool(shuffle_last)
     found = evaluate(
         model.to(device), data, repeats=repeats if random else 1, shuffle_last=shuffle_last,
-        precision=choose_precision(trial.recipe.precision, device), progress=progress,
+        precision=choose_precision(trial.recipe.precision, device), stop=stop, progress=progress,
     )
     if shuffle_last is not None:
         store.add_evaluation(trial, found)

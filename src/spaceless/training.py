@@ -144,8 +144,8 @@ def train(
                 ))
                 sums.zero_()
                 spent, resume_mark = 0.0, time.perf_counter()
-                if states and step < total and time.perf_counter() - saved >= states.every_seconds:
-                    save()
+                if states and (step == total or time.perf_counter() - saved >= states.every_seconds):
+                    save()  # the last state too: an interrupted evaluation must not cost the training
                     saved = time.perf_counter()
             elif states and time.perf_counter() - saved >= 5 * states.every_seconds:  # an epoch that takes very long
                 save()

@@ -71,7 +71,7 @@ RECIPES: dict[str, Recipe] = {
     # For the made data sets: small networks, no augmentation (a flip would change the class).
     "control": Recipe(
         name="control", epochs=6, batch_size=64, optimizer="adamw", learning_rate=3e-3, weight_decay=0.01,
-        schedule="one_cycle", warmup=0.3, augment="none", precision="fp32",
+        schedule="one_cycle", warmup=0.3, augment="none",
     ),
 }
 

@@ -5,8 +5,9 @@ the green one lies. A map position that sees at most D pixels sees one mark at m
 are given up (the multiset of local features) is the same for all classes, exactly. Three leaks are closed:
 
 * zero padding tells how near the border is: a window of D pixels that holds a mark never reaches the border;
-* strided layers let a feature know its position modulo the stride: D is a multiple of the stride, so the two marks
-  have the same residue in every class (`spaceless.calibrate` claims nothing for other D);
+* strided layers let a feature know its position modulo the stride: D, the margins and the ranges that the places are
+  drawn from are multiples of the stride (1, 2, 4 or 8), so both marks have the same distribution of residues in every
+  class (`spaceless.calibrate` claims nothing for other D);
 * overlapping windows on noise could be put together like a jigsaw: the background is one colour within an image.
 
 `texture`: eight copies of one 3x3 pattern at random places; the class is which pattern. All four patterns have equal
@@ -100,12 +101,11 @@ def _arrangement(name: str, count: int, source: torch.Generator) -> tuple[Tensor
 def marks(labels: Tensor, distance: int, size: int, source: torch.Generator) -> tuple[Tensor, Tensor]:
     """Return the places (column, row) of the red and the green mark of each image: two int64 tensors (N, 2).
 
-    The pair is placed uniformly where both marks stay `distance` - 1 pixels from every border.
+    The pair is placed uniformly where both marks have `distance` pixels or more between them and every border.
     """
     offset = torch.tensor(DIRECTIONS)[labels] * distance  # (N, 2)
-    margin = distance - 1
-    room = size - 2 * margin - offset.abs()  # (N, 2): places for the pair's upper left corner
-    corner = margin + (torch.rand(len(labels), 2, generator=source, dtype=torch.float64) * room).long()
+    room = size - 2 * distance - offset.abs()  # (N, 2): places for the pair's upper left corner, a multiple of 4
+    corner = distance + (torch.rand(len(labels), 2, generator=source, dtype=torch.float64) * room).long()
     red = corner + (-offset).clamp(min=0)
     return red, red + offset
 

@@ -1,0 +1,491 @@
+"""The command line: one function per verb that hands its words on and shows what comes back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import webbrowser
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+
+from cyclopts import App, CycloptsError, Parameter
+
+from spaceless import __version__
+from spaceless.errors import InputError, SpacelessError
+from spaceless.trial import Downsample, Precision
+
+if TYPE_CHECKING:
+    from spaceless.run import Place
+    from spaceless.study import Plan, Tally
+
+_ONE_LINE = 110  # characters; a longer error message is broken where its parts meet
+
+app = App(
+    name="spaceless", version=__version__, help_format="markdown", default_parameter=Parameter(negative=""),
+    help="From which layer on does an image classifier need no spatial information, and what smaller network follows?\n\n"
+    "Start with `spaceless demo`. Every verb answers `--help` with an example. `--debug` shows tracebacks.",
+)
+
+Short = Annotated[int, Parameter(name=["--k", "-k"])]
+Preset = Literal["paper", "fast", "smoke"]
+_Json = Annotated[bool, Parameter(name="--json", help="Print one JSON document on standard output.")]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Where:
+    """Where outcomes go, where data lie and what computes.
+
+    Parameters
+    ----------
+    out
+        The folder of outcomes; finished trials in it are not run again.
+    data_root
+        The folder that data sets are looked for in (default: $SPACELESS_DATA, else the user cache).
+    device
+        `auto`, `cpu`, `cuda`, `cuda:1`, ...
+    no_weights
+        Do not keep the trained weights (they are needed by `evaluate`).
+
+    """
+
+    out: Path = Path("runs")
+    data_root: Path | None = None
+    device: str = "auto"
+    no_weights: bool = False
+
+    def place(self) -> Place:
+        """Return what the compute half calls this."""
+        from spaceless.run import Place
+
+        return Place(self.out, self.data_root, self.device, keep_weights=not self.no_weights)
+
+
+_HERE = Where()
+
+
+@app.command
+def demo(*, out: Path = Path("demo"), jobs: int | None = None, open_report: bool = False) -> None:
+    """Calibrate on made data, in minutes on a laptop's CPU, and write a report.
+
+    Example: `spaceless demo --open-report`
+
+    Parameters
+    ----------
+    out
+        The folder of outcomes and of `report.html`.
+    jobs
+        Processes (default: one per processor core, up to 8).
+    open_report
+        Show the report in the browser.
+
+    """
+    _calibrate("smoke", Where(out=out), jobs, "spaceless demo", open_report=open_report)
+
+
+@app.command
+def calibrate(
+    *, preset: Literal["smoke", "fast", "full"] = "smoke", jobs: int | None = None, as_json: _Json = False,
+    where: Where = _HERE,
+) -> None:
+    """Train over K and distance on made data and compare the measured with the true largest K.
+
+    Example: `spaceless calibrate --preset fast --jobs 2`
+
+    Parameters
+    ----------
+    preset
+        `smoke`: one distance, two methods, one seed. `fast`: three, three, three. `full`: six, three, five.
+    jobs
+        Processes (default: one per processor core, up to 8).
+
+    """
+    _calibrate(preset, where, jobs, f"spaceless calibrate --preset {preset}", as_json=as_json)
+
+
+@app.command
+def inspect(
+    model: str, *, classes: int = 1000, image_size: int | None = None,
+    method: str = "baseline", k: Short = 0, only: int | None = None, downsample: Downsample = "avg",
+    width: float = 1.0, as_json: _Json = False,
+) -> None:
+    """Show the units of a network, what K counts, and what it costs before or after surgery.
+
+    Example: `spaceless inspect vgg16 --classes 100 --image-size 32 --method conv1x1 -k 5`
+
+    Parameters
+    ----------
+    model
+        `vgg16`, `resnet50`, `resnet152`, `mobilenet_v2`, `squeezenet1_0`, `torchvision:NAME`, `timm:NAME` or
+        `chain:16-M-24`.
+    classes
+        The number of classes.
+    image_size
+        The side of the image in pixels (default: 224).
+    method
+        `shuffle`, `gap_fc`, `conv1x1`, `channel_shuffle` or `strip`.
+    k
+        How many units to change, from the last one on.
+    only
+        Change this unit alone (from 1 at the input).
+    downsample
+        What replaces a strided convolution for `conv1x1`.
+    width
+        The factor for all channel counts.
+
+    """
+    from spaceless import show
+    from spaceless.inspection import inspect_model
+
+    found = inspect_model(
+        model, classes=classes, image_size=image_size, method=method, k=k, only=only, downsample=downsample,
+        width=width,
+    )
+    show.inspection(found, as_json)
+
+
+@app.command
+def train(
+    *, model: str, data: str, method: str = "baseline", k: Short = 0, only: int | None = None, strip: int = 0,
+    downsample: Downsample = "avg", recipe: str = "paper", epochs: int | None = None, batch_size: int | None = None,
+    augment: Literal["crop_flip", "none"] | None = None, precision: Precision | None = None, seed: int = 0,
+    width: float = 1.0, image_size: int | None = None, train_images: int | None = None,
+    test_images: int | None = None, repeats: int = 200, per_image: bool = False, shared: bool = False,
+    fixed: bool = False, patch: int = 1, as_json: _Json = False, where: Where = _HERE,
+) -> None:
+    """Train one network from scratch, changed in its last K units, and evaluate it.
+
+    Example: `spaceless train --model vgg16 --method shuffle -k 3 --data cifar100 --recipe fast`
+
+    The same command goes on after an interruption.
+
+    Parameters
+    ----------
+    model
+        See `spaceless inspect --help`.
+    data
+        The name or path of a data set: `cifar100`, `arrangement-8`, `my/images`, ...
+    method
+        `shuffle`, `gap_fc`, `conv1x1`, `channel_shuffle` or `strip`.
+    k
+        How many units to change, from the last one on; 0 trains the baseline.
+    only
+        Change this unit alone (from 1 at the input).
+    strip
+        Of the K changed units, remove this many of the last ones altogether.
+    downsample
+        What replaces a strided convolution for `conv1x1`.
+    recipe
+        `paper`, `fast`, `smoke`, `imagenet` or `control`.
+    epochs
+        Instead of the recipe's.
+    batch_size
+        Instead of the recipe's.
+    augment
+        Instead of the recipe's.
+    precision
+        Instead of the recipe's; `auto` is bf16 where the hardware multiplies it natively.
+    seed
+        Everything random derives from it.
+    width
+        The factor for all channel counts.
+    image_size
+        Resize the images to this side in pixels.
+    train_images
+        Use a balanced draw of this many.
+    test_images
+        Use a balanced draw of this many.
+    repeats
+        Evaluations of a shuffling network.
+    per_image
+        Shuffle: a permutation for every image.
+    shared
+        Shuffle: one permutation for all channels.
+    fixed
+        Shuffle: the same permutation in every pass.
+    patch
+        Shuffle: move patches of this side as a whole.
+
+    """
+    from spaceless import show
+    from spaceless.errors import unknown_name
+    from spaceless.paper import Planned
+    from spaceless.study import Plan
+    from spaceless.trial import RECIPES, Recipe, ShuffleOptions, Trial, make
+
+    if recipe not in RECIPES:
+        raise unknown_name("recipe", recipe, RECIPES)
+    changed = {"epochs": epochs, "batch_size": batch_size, "augment": augment, "precision": precision}
+    fields = RECIPES[recipe].model_dump() | {name: value for name, value in changed.items() if value is not None}
+    trial = make(
+        Trial, "train", model=model, data=data, method=method, k=k, only=only, strip=strip, downsample=downsample,
+        recipe=make(Recipe, "recipe", **fields), seed=seed, width=width, image_size=image_size,
+        train_images=train_images, test_images=test_images, repeats=repeats,
+        shuffle=make(ShuffleOptions, "shuffle", per_image=per_image, shared=shared, fixed=fixed, patch=patch),
+    )
+    plan = Plan(trial.label, trial.label, "", "spaceless train", (Planned(trial=trial),))
+    place = where.place()
+    tally = _run(plan, place, 1, manifest=False)
+    outcome = (tally.ran or tally.known)[0]
+    show.outcome(outcome, place.store.folder(trial), as_json)
+
+
+@app.command
+def study(
+    name: str, *, preset: Preset | None = None, jobs: int = 1, dry_run: bool = False,
+    width: float | None = None, train_images: int | None = None, test_images: int | None = None,
+    epochs: int | None = None, seeds: str | None = None, repeats: int | None = None, recipe: str | None = None,
+    as_json: _Json = False, where: Where = _HERE,
+) -> None:
+    """Run all trials of a table or figure of the paper, or of a TOML file of your own, and write its report.
+
+    Example: `spaceless study fig2-vgg16 --preset smoke --jobs 2`
+
+    Finished trials are skipped; the same command goes on after an interruption. `spaceless paper` lists the names.
+
+    Parameters
+    ----------
+    name
+        An experiment of the paper, or the path of a `.toml` file.
+    preset
+        `paper` (full protocol), `fast` (30 epochs, 3 seeds) or `smoke` (minutes). Default: the file's scale, or paper.
+    jobs
+        Processes.
+    dry_run
+        Show what would run and what it costs, and run nothing.
+    width
+        Instead of the preset's.
+    train_images
+        Instead of the preset's.
+    test_images
+        Instead of the preset's.
+    epochs
+        Instead of the recipe's.
+    seeds
+        Instead of the preset's: `0-2` or `0,1,2`.
+    repeats
+        Evaluations of each shuffling network, instead of the preset's.
+    recipe
+        Instead of the preset's.
+
+    """
+    from spaceless import show
+    from spaceless.study import check, plan_study
+
+    asked = {
+        "width": width, "train_images": train_images, "test_images": test_images, "epochs": epochs, "seeds": seeds,
+        "repeats": repeats, "recipe": recipe,
+    }
+    plan = plan_study(name, preset, {key: value for key, value in asked.items() if value is not None})
+    place = where.place()
+    if dry_run:
+        show.plan(plan, check(plan, place), as_json)
+    else:
+        _report(plan, place, _run(plan, place, jobs), as_json)
+
+
+@app.command
+def evaluate(
+    run: Path, *, shuffle_last: int | None = None, repeats: int = 200, data_root: Path | None = None,
+    device: str = "auto", as_json: _Json = False,
+) -> None:
+    """Evaluate a trained network again, as it was trained or with its last K units shuffled.
+
+    Example: `spaceless evaluate runs/0123456789abcdef --shuffle-last 3 --repeats 200`
+
+    Parameters
+    ----------
+    run
+        The folder of a finished trial.
+    shuffle_last
+        Shuffle the inputs of this many last units, whatever the training did; 0 is clean.
+    repeats
+        Passes over the test images with fresh permutations.
+    data_root
+        The folder that data sets are looked for in.
+    device
+        `auto`, `cpu`, `cuda`, ...
+
+    """
+    from spaceless import show
+    from spaceless.run import Place, evaluate_run
+    from spaceless.signals import caught_signals
+
+    with caught_signals() as stop:
+        found = evaluate_run(
+            run, Place(run.parent, data_root, device), shuffle_last=shuffle_last, repeats=repeats, stop=stop)
+    show.evaluation(found, as_json)
+
+
+@app.command
+def paper(experiment: str | None = None, *, check: bool = False, as_json: _Json = False) -> None:
+    """List the paper's experiments, show one with its printed numbers, or verify every parameter count.
+
+    Example: `spaceless paper table1` or `spaceless paper --check`
+
+    Parameters
+    ----------
+    experiment
+        The name of one; without it all are listed.
+    check
+        Build every network whose parameter count the paper prints and compare.
+
+    """
+    from spaceless import show
+
+    if check:
+        from spaceless.inspection import check_counts
+
+        found = check_counts()
+        show.counts(found, as_json)
+        if not all(agrees or count.finding for count, _, agrees in found):
+            raise SpacelessError(
+                "paper --check", found="counts that differ without a known reason", expected="the paper's counts",
+                cure="see the rows marked differs",
+            )
+    elif experiment is None:
+        show.experiments_list(as_json)
+    else:
+        show.one_experiment(experiment, as_json)
+
+
+@app.command
+def report(
+    *dirs: Path, html: Path | None = None, csv: Path | None = None, markdown: bool = False, open_report: bool = False,
+) -> None:
+    """Write one page about everything in some run folders, with the paper's numbers beside ours.
+
+    Example: `spaceless report runs --html report.html`
+
+    Parameters
+    ----------
+    dirs
+        Run folders, or folders of single trials.
+    html
+        The page, one file that opens offline (default: `report.html` in the first folder).
+    csv
+        All rows as CSV.
+    markdown
+        Print the report as Markdown.
+    open_report
+        Show the page in the browser.
+
+    """
+    from spaceless.report import write_report
+
+    if not dirs:
+        raise InputError("report", found="no folder", expected="at least one", cure="write for example spaceless report runs")
+    written = write_report(dirs, html=html, csv=csv, markdown=markdown)
+    print(written)
+    if open_report and isinstance(written, Path):
+        webbrowser.open(written.resolve().as_uri())
+
+
+@app.command
+def data(
+    name: str | None = None, *, verify: bool = False, download: bool = False, image_size: int | None = None,
+    data_root: Path | None = None, as_json: _Json = False,
+) -> None:
+    """Show which data sets are known, where they are looked for, and whether one is sound.
+
+    Example: `spaceless data cifar100 --verify`
+
+    Parameters
+    ----------
+    name
+        The name or path of one; without it all are listed.
+    verify
+        Read all of it and check it against what its name promises.
+    download
+        Fetch it first (cifar10, cifar100), through torchvision.
+    image_size
+        The side in pixels for sets in class folders.
+    data_root
+        The folder that data sets are looked for in.
+
+    """
+    from spaceless import show
+
+    if name is None:
+        show.known_data(data_root, as_json)
+    else:
+        show.one_data_set(name, data_root, verify=verify, download=download, image_size=image_size, as_json=as_json)
+
+
+def main() -> None:
+    """Run the command line; the exit status is 0 done, 1 failed, 2 bad input, 128 + signal when interrupted."""
+    words = [word for word in sys.argv[1:] if word != "--debug"]
+    debug = len(words) < len(sys.argv) - 1
+    try:
+        app(words, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        if debug:
+            raise
+        _fail(f"error: {' '.join(str(error).split())}\nsee `spaceless {words[0]} --help`", 2)
+    except SpacelessError as error:
+        if debug:
+            raise
+        _fail(str(error), error.exit_status)
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(128 + signal.SIGPIPE) from None
+    except KeyboardInterrupt:
+        _fail("interrupted before anything was started", 130)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    """Print an error in at most three lines and leave with `status`."""
+    text = message if message.startswith("error: ") else f"error: {message}"
+    if len(text) > _ONE_LINE:  # one line for each of: what was found, what was expected, how to mend it
+        text = text.replace(", expected ", ",\n  expected ", 1).replace("; ", ";\n  ", 1)
+    print(text, file=sys.stderr)
+    raise SystemExit(status)
+
+
+def _jobs(asked: int | None) -> int:
+    if asked is not None and asked < 1:
+        raise InputError("--jobs", found=asked, expected="at least 1", cure="leave it out for a sensible number")
+    return asked or min(8, os.cpu_count() or 1)
+
+
+def _calibrate(
+    preset: str, where: Where, jobs: int | None, command: str, *, as_json: bool = False, open_report: bool = False,
+) -> None:
+    from spaceless.calibrate import plan_calibration
+
+    plan = plan_calibration(preset, command)
+    place = where.place()
+    tally = _run(plan, place, _jobs(jobs))
+    page = _report(plan, place, tally, as_json)
+    if open_report:
+        webbrowser.open(page.resolve().as_uri())
+
+
+def _run(plan: Plan, place: Place, jobs: int, *, manifest: bool = True) -> Tally:
+    from spaceless.console import watching
+    from spaceless.study import run_study
+
+    with watching(plan, jobs) as watch:
+        tally = run_study(plan, place, jobs=jobs, watch=watch, manifest=manifest)
+    if not (tally.ran or tally.known):
+        raise tally.failed[0][1]
+    return tally
+
+
+def _report(plan: Plan, place: Place, tally: Tally, as_json: bool) -> Path:
+    """Write the report of one study, say what came of it, and fail if a trial did."""
+    from spaceless import show
+    from spaceless.report import write_report
+
+    page = place.out / f"{plan.name}.html"
+    write_report([place.out], html=page, study=plan.name)
+    show.study(plan, place.out, page, tally, as_json)
+    if tally.failed:
+        trial, error = tally.failed[0]
+        raise SpacelessError(
+            f"{len(tally.failed)} of {len(plan.planned)} trials", found=f"failed, first {trial.label}: {error}",
+            expected="an outcome of each", cure="mend the cause and run the same command again",
+        )
+    return page

@@ -1,0 +1,114 @@
+"""What a person sees in the terminal: tables, and the progress of long work (plain lines when it is not a terminal)."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from spaceless.study import Event, Plan
+
+_EVERY = 15.0  # seconds between plain lines about work that goes on
+
+
+def screen() -> Console:
+    """Return the console for everything that is not a result: standard error."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """Return a number for a table, or a dash for one that is not known."""
+    return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table to standard output; columns whose name ends in `:` are text, the others align right."""
+    made = Table(title=title or None, title_justify="left", header_style="bold", pad_edge=False)
+    for column in columns:
+        made.add_column(column.removesuffix(":"), justify="left" if column.endswith(":") else "right", overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    width = None if sys.stdout.isatty() else 140
+    Console(highlight=False, markup=False, width=width).print(made)
+
+
+@contextmanager
+def watching(plan: Plan, jobs: int) -> Iterator[Callable[[Event], None]]:
+    """Show the progress of a study: trials done of total, epoch, images/s and time left."""
+    out = screen()
+    if out.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
+        with Progress(*columns, console=out, transient=True) as bars:
+            yield _Watch(plan, jobs, out, bars).see
+    else:
+        yield _Watch(plan, jobs, out, None).see
+
+
+class _Watch:
+    def __init__(self, plan: Plan, jobs: int, out: Console, bars: Progress | None) -> None:
+        self.plan, self.jobs, self.out, self.bars = plan, jobs, out, bars
+        self.total, self.done, self.known = len(plan.planned), 0, 0
+        self.begun = self.spoken = time.monotonic()
+        self.shares: dict[int, float] = {}
+        self.tasks: dict[int, TaskID] = {}
+        self.main = bars.add_task(plan.name, total=self.total, note="") if bars else None
+
+    def see(self, event: Event) -> None:
+        label = self.plan.planned[event.index].trial.label
+        if event.kind == "started":
+            self.shares[event.index] = 0.0
+            if self.bars:
+                self.tasks[event.index] = self.bars.add_task(f"  {label}", total=1.0, note="")
+        elif event.kind == "progress" and event.progress:
+            now = event.progress
+            self.shares[event.index] = now.share
+            note = f"epoch {now.epoch}/{now.epochs}, {now.images_per_second:,.0f} images/s"
+            if self.bars:
+                self.bars.update(self.tasks[event.index], completed=now.share, note=note)
+            elif time.monotonic() - self.spoken > _EVERY:
+                self.spoken = time.monotonic()
+                self.out.print(f"{label}: {note}; {self._summary()}", markup=False)
+        else:
+            self._ended(event, label)
+        if self.bars and self.main is not None:
+            self.bars.update(self.main, completed=self.done, note=self._summary())
+
+    def _ended(self, event: Event, label: str) -> None:
+        self.done += 1
+        self.known += event.kind == "known"
+        self.shares.pop(event.index, None)
+        if self.bars and event.index in self.tasks:
+            self.bars.remove_task(self.tasks.pop(event.index))
+        if event.kind == "known":
+            return
+        if event.outcome is None:
+            text = f"failed: {event.error}"
+        elif event.outcome.status != "finished":
+            text = event.outcome.status
+        else:
+            text = f"{number(event.outcome.top1)} % in {number(event.outcome.seconds, 0)} s"
+        self.spoken = time.monotonic()
+        self.out.print(f"{label}: {text}; {self._summary()}", markup=False)
+
+    def _summary(self) -> str:
+        """Return how many trials are done, and the time left judged by those that this call ran."""
+        worked = self.done - self.known + sum(self.shares.values())
+        left = self.total - self.done - sum(self.shares.values())
+        text = f"{self.done} of {self.total} trials"
+        if worked > 0.5 and left > 0:  # less is too little to judge by
+            text += f", {duration(left * (time.monotonic() - self.begun) / worked)} left"
+        return text
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as a short text such as `45 s`, `12 min` or `3.5 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,87 @@
+"""What `spaceless inspect` and `spaceless paper --check` find out: units, costs and counts of networks, untrained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from spaceless.cost import cost, count_parameters
+from spaceless.models import build_model, default_image_size, stem_is_unit
+from spaceless.paper import Count, counts
+from spaceless.receptive import unit_fields
+from spaceless.surgery import remove_spatial
+from spaceless.tracing import trace
+from spaceless.trial import ShuffleOptions, Trial, make
+from spaceless.units import units_of
+
+
+def untrained(name: str, classes: int, image_size: int, *, width: float = 1.0) -> nn.Module:
+    """Return a network of shapes only, which costs no memory; with weights where its constructor needs them."""
+    try:
+        with torch.device("meta"):
+            return build_model(name, classes, image_size, width=width)
+    except NotImplementedError:
+        return build_model(name, classes, image_size, width=width)
+
+
+def inspect_model(
+    name: str, *, classes: int = 1000, image_size: int | None = None, method: str = "baseline", k: int = 0,
+    only: int | None = None, downsample: str = "avg", width: float = 1.0,
+) -> dict[str, Any]:
+    """Return the units of a network and what it costs, before or after surgery.
+
+    `units` holds a record per unit: index, name, kind, out_size (height, width), receptive_field (pixels, of its
+    output, None where positions mean nothing), params and modified. All but `modified`, `params`, `macs` and
+    `not_counted` describe the network as it was before.
+
+    Raises:
+        InputError: Unknown name or method, K out of range, or an image size that the network does not accept.
+
+    """
+    # The trial's checks are the ones for names and for what can be combined.
+    make(Trial, "inspect", model=name, data="none", method=method, k=k, only=only)
+    size = image_size or default_image_size(name)
+    model = untrained(name, classes, size, width=width)
+    traced = trace(model, size)
+    units = units_of(traced, stem=stem_is_unit(name))
+    fields = unit_fields(traced, [unit.name for unit in units])
+    small, modified = model, set()
+    if k or only:
+        small, changes = remove_spatial(
+            model, method, None if only else k, image_size=size, only=only, downsample=downsample,
+            shuffle=ShuffleOptions(), stem=stem_is_unit(name),
+        )
+        modified = {change.unit for change in changes}
+    costs = cost(small, size)
+    return {
+        "model": name, "classes": classes, "image_size": size, "method": method if modified else "baseline",
+        "k": len(modified - {0}), "params": costs.params, "macs": costs.macs, "not_counted": list(costs.not_counted),
+        "units": [
+            {
+                "index": unit.index, "name": unit.name, "kind": unit.kind, "out_size": list(unit.out_size),
+                "receptive_field": field and field.size, "modified": unit.index in modified,
+                "params": _params(small, unit.name),
+            }
+            for unit, field in zip(units, fields, strict=True)
+        ],
+    }
+
+
+def _params(model: nn.Module, path: str) -> int:
+    return count_parameters(model.get_submodule(path))
+
+
+def check_counts() -> list[tuple[Count, int, bool]]:
+    """Build every network whose parameter count the paper prints; return each with our count and whether they agree."""
+    found = []
+    for count in counts():
+        model = untrained(count.network, count.classes, count.image_size)
+        if count.k:
+            model, _ = remove_spatial(
+                model, count.method, count.k, image_size=count.image_size, stem=stem_is_unit(count.network))
+        params = count_parameters(model)
+        exact = count.exact in (None, params)
+        found.append((count, params, exact and count.agrees(params)))
+    return found

@@ -1,0 +1,208 @@
+"""What the verbs print: results for people as tables, for programs as one JSON document on standard output."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spaceless.console import duration, number, table
+from spaceless.paper import Count, Printed, experiment, experiments, findings
+
+if TYPE_CHECKING:
+    from spaceless.study import Estimate, Plan, Tally
+    from spaceless.trial import Evaluation, Outcome
+
+
+def _json(value: Any) -> None:
+    print(json.dumps(value, indent=1))
+
+
+def inspection(found: dict[str, Any], as_json: bool) -> None:
+    """Show what `inspect_model` found."""
+    if as_json:
+        _json(found)
+        return
+    title = (f"{found['model']}, {found['classes']} classes, {found['image_size']} pixels, "
+             f"{found['method']}, K = {found['k']}")
+    table(title, ("unit", "name:", "kind:", "map", "receptive field", "parameters", "changed:"), [
+        (str(u["index"]), u["name"], u["kind"], "x".join(map(str, u["out_size"])), number(u["receptive_field"], 0),
+         number(u["params"], 0), found["method"] if u["modified"] else "")
+        for u in found["units"]
+    ])
+    print(f"{found['params']:,} parameters, {found['macs']:,} multiply-adds per image")
+    if found["not_counted"]:
+        print(f"not counted in the multiply-adds: {', '.join(found['not_counted'])}")
+
+
+def outcome(found: Outcome, folder: Path, as_json: bool) -> None:
+    """Show one trial's outcome and where it is stored."""
+    if as_json:
+        _json(found.model_dump(mode="json"))
+        return
+    evaluation_text = "no accuracy" if not found.evaluations else _accuracy(found.evaluations[0])
+    print(f"{found.trial.label}: {found.status}, {evaluation_text}")
+    print(f"{number(found.params, 0)} parameters, {number(found.macs, 0)} multiply-adds per image, "
+          f"{len(found.changes)} modules changed, {duration(found.seconds or 0)}, {found.precision}")
+    if found.data is not None and found.data.note:
+        print(f"{found.data.name}: {found.data.note}")
+    print(folder)
+
+
+def evaluation(found: Evaluation, as_json: bool) -> None:
+    """Show an evaluation; `mean` and `spread` (None for a single pass) are in percent and percentage points."""
+    if as_json:
+        _json(found.model_dump(mode="json") | {"mean": found.mean, "spread": found.spread})
+    else:
+        print(_accuracy(found))
+
+
+def _accuracy(found: Evaluation) -> str:
+    spread = "" if found.spread is None else f" ± {found.spread:.2f} over {len(found.top1)} passes"
+    return f"top-1 {found.mean:.2f} %{spread} on {found.images:,} images"
+
+
+def plan(made: Plan, estimate: Estimate, as_json: bool) -> None:
+    """Show what a study would run."""
+    if as_json:
+        _json(made.manifest() | {"estimate": dataclasses.asdict(estimate)})
+        return
+    table(f"{made.name}: {made.title}", ("trial:", "seed", "epochs", "further tests:"), [
+        (p.trial.label.rsplit(" seed ", 1)[0], str(p.trial.seed), str(p.trial.recipe.epochs),
+         ", ".join(f"last {last} shuffled" if last else "clean" for last in p.evaluations))
+        for p in made.planned
+    ])
+    print(f"{estimate.trials} trials, {estimate.to_run} still to run: {estimate.macs / 1e15:,.3f} PMAC of training")
+
+
+def study(made: Plan, out: Path, page: Path, tally: Tally, as_json: bool) -> None:
+    """Show what came of a study: the answers, and the path of its report as the last line."""
+    from spaceless.report import answers
+
+    told = answers([out], made.name)
+    if as_json:
+        outcomes = [found.model_dump(mode="json") for found in (*tally.known, *tally.ran)]
+        _json(made.manifest() | {"report": str(page), "answers": told, "outcomes": outcomes})
+        return
+    for line in told:
+        print(line)
+    print(page)
+
+
+def experiments_list(as_json: bool) -> None:
+    """Show the names of the paper's experiments and the discrepancies found in it."""
+    if as_json:
+        _json({
+            "experiments": [found.model_dump(mode="json") for found in experiments().values()],
+            "findings": [finding.model_dump(mode="json") for finding in findings()],
+        })
+        return
+    table("Experiments", ("name:", "source:", "asks:"), [
+        (found.name, found.source, found.asks) for found in experiments().values()])
+    table("Discrepancies found in the paper", ("where:", "the paper says:", "we find:"), [
+        (finding.where, finding.paper_says, finding.we_find) for finding in findings()])
+
+
+def one_experiment(name: str, as_json: bool) -> None:
+    """Show an experiment with the numbers that the paper prints."""
+    found = experiment(name)
+    if as_json:
+        _json(found.model_dump(mode="json") | {"printed_all": [p.model_dump(mode="json") for p in found.printed_all]})
+        return
+    print(f"{found.name} ({found.source}, section {found.section}): {found.title}\n{found.asks}")
+    table("", ("model:", "data:", "method:", "K", "test:", "top-1 %", "parameters, M", "source:"), [
+        (p.model, p.data, p.method, _place(p), _scheme(p),
+         number(p.top1) + ("" if p.std is None else f" ± {p.std:.2f}"), number(p.params_m), p.source)
+        for p in found.printed_all
+    ])
+    for claim in found.claims:
+        print(f"{claim.source}: {claim.text}")
+    print(f"run it: spaceless study {found.name} --preset smoke")
+
+
+def _place(printed: Printed) -> str:
+    if printed.only is not None:
+        return f"unit {printed.only}"
+    if printed.k is None:
+        return "best"
+    return str(printed.k) + (f" strip {printed.strip}" if printed.strip else "")
+
+
+def _scheme(printed: Printed) -> str:
+    if printed.shuffle_last is None:
+        return "" if printed.augment == "crop_flip" else "no augmentation"
+    return f"last {printed.shuffle_last} shuffled" if printed.shuffle_last else "clean"
+
+
+def counts(found: list[tuple[Count, int, bool]], as_json: bool) -> None:
+    """Show the paper's parameter counts beside ours, and why a count differs where that is known."""
+    if as_json:
+        _json([c.model_dump(mode="json") | {"params": n, "agrees": agrees} for c, n, agrees in found])
+        return
+    table("Parameter counts", (
+        "network:", "classes", "pixels", "method:", "K", "paper, M", "ours", "verdict:", "source:",
+    ), [
+        (c.network, str(c.classes), str(c.image_size), c.method, str(c.k), number(c.millions), f"{n:,}",
+         "agrees" if agrees else f"differs: {c.finding}" if c.finding else "differs", c.source)
+        for c, n, agrees in found
+    ])
+    named = {c.finding for c, _, agrees in found if not agrees}
+    for finding in findings():
+        if finding.name in named:
+            print(f"{finding.name}: the paper says {finding.paper_says}; we find {finding.we_find}")
+
+
+def known_data(data_root: Path | None, as_json: bool) -> None:
+    """Show the data sets that are known by name, where each was found or looked for, and the made ones."""
+    from spaceless.data.find import known
+
+    found = known(data_root)
+    made = (("texture", "the class is a local pattern"), ("arrangement-D", "the class is where D pixels away a mark is"))
+    if as_json:
+        _json([
+            {"name": k.name, "found": k.found and str(k.found.path), "kind": k.found and k.found.kind,
+             "places": [str(place) for place in k.places]} for k in found
+        ] + [{"name": name, "found": "made by code", "kind": "made", "places": []} for name, _ in made])
+        return
+    table("Data sets", ("name:", "found:", "looked for:"), [
+        (k.name, f"{k.found.path} ({k.found.kind})" if k.found else "–", "" if k.found else "\n".join(map(str, k.places)))
+        for k in found
+    ] + [(name, "made by code", what) for name, what in made])
+
+
+def one_data_set(
+    name: str, data_root: Path | None, *, verify: bool, download: bool, image_size: int | None, as_json: bool,
+) -> None:
+    """Show one data set: where it is, and with `verify` what is in it."""
+    from spaceless.data import verify as verifying
+    from spaceless.data.controls import is_control, make_control
+    from spaceless.data.find import download as fetch
+    from spaceless.data.find import find
+    from spaceless.errors import DataError
+
+    if is_control(name):
+        facts = make_control(name).facts
+        if as_json:
+            _json(facts.model_dump(mode="json"))
+        else:
+            print(f"{name}: made by code, {facts.classes} classes, {facts.image_size} x {facts.image_size} pixels, "
+                  f"{facts.train_images:,} + {facts.test_images:,} images")
+        return
+    place = fetch(name, data_root) if download else find(name, data_root)
+    if not verify:
+        if as_json:
+            _json({"name": place.name, "found": str(place.path), "kind": place.kind})
+        else:
+            print(f"{place.name}: {place.path} ({place.kind}); --verify reads and checks it")
+        return
+    facts_found = verifying.verify(name, data_root, image_size)
+    if as_json:
+        _json(facts_found.to_json())
+    else:
+        print("\n".join(facts_found.lines()))
+    if not facts_found.sound:
+        raise DataError(
+            f"data {name}", found="; ".join(facts_found.problems), expected="what its name promises",
+            cure="replace the set, or call it by another name",
+        )

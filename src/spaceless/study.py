@@ -1,0 +1,288 @@
+"""Many trials: a named list, the finished ones skipped, the others run here or in several local processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+import re
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from spaceless.cost import cost
+from spaceless.data import Dataset
+from spaceless.errors import Interrupted, SpacelessError, unknown_name
+from spaceless.paper import PRESETS, Planned, Scale, experiment, load_study
+from spaceless.run import Place, build, evaluate_run, load_data, run_trial
+from spaceless.signals import caught_signals
+from spaceless.training import Progress
+from spaceless.trial import Outcome, Trial, make
+
+Stop = Callable[[], int | None]
+_PATIENCE = 0.2  # seconds between a worker's looks at its parent and the parent's looks at its workers
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study: its name and question, the command that runs it, and its trials; stored as `NAME.study.json`."""
+
+    name: str
+    title: str
+    asks: str
+    command: str
+    planned: tuple[Planned, ...]
+    preset: str | None = None
+    experiment: str | None = None
+    kind: Literal["study", "calibration"] = "study"
+    truth: tuple[dict[str, Any], ...] = ()
+
+    def manifest(self) -> dict[str, Any]:
+        """Return what the report needs to know of this study, for JSON."""
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "planned"}
+        return fields | {"planned": [p.model_dump(mode="json") for p in self.planned], "truth": list(self.truth)}
+
+
+@dataclass(frozen=True)
+class Event:
+    """News of the trial with number `index` in the plan."""
+
+    index: int
+    kind: Literal["started", "progress", "finished", "known", "failed"]
+    progress: Progress | None = None
+    outcome: Outcome | None = None
+    error: SpacelessError | None = None
+
+
+@dataclass
+class Tally:
+    """What a study came to: trials that ran now, that were finished before, and that failed."""
+
+    ran: list[Outcome] = field(default_factory=list)
+    known: list[Outcome] = field(default_factory=list)
+    failed: list[tuple[Trial, SpacelessError]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a plan costs: trials in all and still to run, and multiply-adds of the training that is still to run."""
+
+    trials: int
+    to_run: int
+    macs: int
+
+
+def plan_study(name: str, preset: str | None = None, asked: Mapping[str, Any] | None = None) -> Plan:
+    """Return the plan of a published experiment or of the user's study in the file `name`.toml.
+
+    Args:
+        name: An experiment of `spaceless.paper`, or the path of a TOML file.
+        preset: A key of `PRESETS`; None is the file's own scale, or the paper's.
+        asked: Fields of `Scale` that replace the preset's.
+
+    Raises:
+        InputError: Unknown name or preset, a broken file, or a field that cannot be.
+
+    """
+    own = name.endswith(".toml")
+    found = load_study(name) if own else experiment(name)
+    if preset is not None and preset not in PRESETS:
+        raise unknown_name("preset", preset, PRESETS)
+    base = PRESETS[preset] if preset else found.scale or PRESETS["paper"]
+    scale = make(Scale, "study", **base.model_dump() | dict(asked or {}))
+    options = [f"--preset {preset}"] if preset else []
+    options += [f"--{key.replace('_', '-')} {value}" for key, value in (asked or {}).items()]
+    # Another scale is another study: its trials differ, and so does its page.
+    parts = [found.name, "" if own and not preset else scale.name]
+    parts += [f"{key.replace('_', '-')}-{re.sub(r'[^0-9A-Za-z.-]', '_', str(value))}" for key, value in (asked or {}).items()]
+    return Plan(
+        "-".join(part for part in parts if part), found.title, found.asks,
+        " ".join(["spaceless study", name, *options]), tuple(found.trials(scale)), preset=scale.name,
+        experiment=None if own else found.name,
+    )
+
+
+def check(plan: Plan, place: Place) -> Estimate:
+    """Build every network of `plan` without computing anything, and return what the plan costs.
+
+    Raises:
+        InputError: The first trial that cannot be run; nothing was written.
+
+    """
+    costs: dict[str, int] = {}
+    to_run = macs = 0
+    for planned in plan.planned:
+        trial = planned.trial
+        data = load_data(trial, place.data_root)
+        # Seeds and test schemes do not change what a network is built of: one look per kind is enough.
+        kind = trial.model_copy(update={"seed": 0, "repeats": 1}).id
+        if kind not in costs:
+            costs[kind] = _macs(trial, data)
+        if place.store.outcome(trial) is None:
+            to_run += 1
+            macs += 3 * costs[kind] * len(data.train_images) * trial.recipe.epochs  # forward, and twice that backward
+    return Estimate(len(plan.planned), to_run, macs)
+
+
+def _macs(trial: Trial, data: Dataset) -> int:
+    try:
+        with torch.device("meta"):
+            model, _ = build(trial, data.classes, data.image_size)
+    except NotImplementedError:  # a constructor that looks at its own weights needs real ones
+        model, _ = build(trial, data.classes, data.image_size)
+    return cost(model, data.image_size).macs
+
+
+def run_study(
+    plan: Plan, place: Place, *, jobs: int = 1, watch: Callable[[Event], None] | None = None, manifest: bool = True,
+) -> Tally:
+    """Run the trials of `plan` that are not finished, and evaluate them under their further test schemes.
+
+    Args:
+        plan: What to run, in this order.
+        place: Where.
+        jobs: Processes; each gets its share of the processor's threads.
+        watch: Told about every event.
+        manifest: Write `NAME.study.json`, by which a report knows the study.
+
+    Raises:
+        InputError: The plan cannot be run; nothing was written.
+        Interrupted: A signal came; states are saved and the same call goes on from there.
+
+    """
+    check(plan, place)
+    if manifest:
+        place.store.write_study(plan.manifest())
+    tally = Tally()
+    tell = watch or (lambda _: None)
+    todo = []
+    for index, planned in enumerate(plan.planned):
+        known = place.store.outcome(planned.trial)
+        if known is not None and not _missing(planned, place):
+            tally.known.append(known)
+            tell(Event(index, "known", outcome=known))
+        else:
+            todo.append(index)
+
+    def note(event: Event) -> None:
+        if event.kind == "finished" and event.outcome is not None:
+            tally.ran.append(event.outcome)
+        elif event.kind == "failed" and event.error is not None:
+            tally.failed.append((plan.planned[event.index].trial, event.error))
+        tell(event)
+
+    with caught_signals() as stop:
+        if jobs > 1 and len(todo) > 1:
+            _in_processes(plan, place, todo, min(jobs, len(todo)), stop, note)
+        else:
+            for index in todo:
+                _one(index, plan.planned[index], place, stop, note)
+    return tally
+
+
+def _missing(planned: Planned, place: Place) -> list[int]:
+    """Return the further test schemes of a finished trial that are not evaluated yet."""
+    return [
+        last for last in planned.evaluations
+        if not place.store.evaluation(planned.trial, last, planned.repeats if last else 1).exists()
+    ]
+
+
+def _one(index: int, planned: Planned, place: Place, stop: Stop, tell: Callable[[Event], None]) -> None:
+    """Run one trial and its further test schemes, and tell what comes of it; only an interruption is raised."""
+    tell(Event(index, "started"))
+    try:
+        outcome = run_trial(
+            planned.trial, place, stop=stop, progress=lambda now: tell(Event(index, "progress", progress=now)))
+        for last in _missing(planned, place) if outcome.status == "finished" else ():
+            evaluate_run(
+                place.store.folder(planned.trial), place, shuffle_last=last, repeats=planned.repeats, stop=stop)
+    except Interrupted:
+        raise
+    except SpacelessError as error:
+        tell(Event(index, "failed", error=error))
+    else:
+        tell(Event(index, "finished", outcome=outcome))
+
+
+def _in_processes(
+    plan: Plan, place: Place, todo: Sequence[int], jobs: int, stop: Stop, tell: Callable[[Event], None],
+) -> None:
+    """Let `jobs` processes take trials from one queue; a signal here is handed on to all of them."""
+    context = multiprocessing.get_context("spawn")  # a forked process would inherit torch's threads half-way
+    tasks, news = context.Queue(), context.Queue()
+    for index in (*todo, *[None] * jobs):  # None: there is nothing left to do
+        tasks.put(index)
+    threads = max(1, torch.get_num_threads() // jobs)
+    arguments = (plan, place, tasks, news, threads, os.getpid())
+    workers = [context.Process(target=_work, args=arguments, daemon=True) for _ in range(jobs)]
+    for worker in workers:
+        worker.start()
+    handed_on = False
+    open_trials = set(todo)
+    while open_trials:
+        try:
+            event = news.get(timeout=_PATIENCE)
+        except queue.Empty:
+            alive = any(worker.is_alive() for worker in workers)
+        else:
+            alive = True
+            tell(event)
+            if event.kind in ("finished", "failed"):
+                open_trials.discard(event.index)
+        if (signum := stop()) is not None and not handed_on:
+            handed_on = True
+            for worker in workers:
+                if worker.is_alive() and worker.pid is not None:
+                    os.kill(worker.pid, signal.SIGTERM)
+        if not alive:
+            break
+    while any(worker.is_alive() for worker in workers):  # a process ends only when its last news are fetched
+        with suppress(queue.Empty):
+            news.get(timeout=_PATIENCE)
+    if (signum := stop()) is not None:
+        raise Interrupted(signum)
+    for index in sorted(open_trials):  # a worker died without a word: killed, or out of memory
+        tell(Event(index, "failed", error=_died(plan.planned[index].trial, workers)))
+
+
+def _work(plan: Plan, place: Place, tasks: Any, news: Any, threads: int, parent: int) -> None:
+    """Run trials until there are none left, a signal comes or the parent is gone."""
+    torch.set_num_threads(threads)
+    last_told = 0.0
+
+    def tell(event: Event) -> None:
+        nonlocal last_told
+        if event.kind != "progress" or time.monotonic() - last_told > _PATIENCE:
+            last_told = time.monotonic()
+            news.put(event)
+
+    with caught_signals() as asked:
+
+        def stop() -> int | None:
+            return signal.SIGTERM if os.getppid() != parent else asked()
+
+        while stop() is None:
+            try:
+                index = tasks.get(timeout=_PATIENCE)
+            except queue.Empty:
+                continue
+            if index is None:
+                return
+            try:
+                _one(index, plan.planned[index], place, stop, tell)
+            except Interrupted:
+                return
+
+
+def _died(trial: Trial, workers: Sequence[Any]) -> SpacelessError:
+    codes = sorted({worker.exitcode for worker in workers if worker.exitcode})
+    return SpacelessError(
+        trial.label, found=f"a worker process that ended with status {codes}", expected="an outcome",
+        cure="run the same command again, with fewer --jobs if memory ran out",
+    )
