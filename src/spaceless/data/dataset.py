@@ -16,6 +16,7 @@ from spaceless.seeds import generator
 from spaceless.trial import DataFacts
 
 _CHUNK = 1 << 23  # pixels converted to wider numbers at a time, so that ImageNet-32 fits into memory too
+_MOST_CLASSES = 1 << 16  # ImageNet-21k has 21,841
 
 
 class Parts(NamedTuple):
@@ -31,10 +32,10 @@ class Parts(NamedTuple):
 def numbered_classes(*labels: Tensor) -> tuple[str, ...]:
     """Return the class names `0`, `1`, ... up to the largest label, for sets that come without names.
 
-    They are no more than there are labels: one absurd label is then found out of range, instead of a billion names.
+    They are no more than `_MOST_CLASSES`: an absurd label is then found out of range, instead of a billion names.
     """
     highest = max((int(part.max()) for part in labels if len(part)), default=-1)
-    return tuple(str(label) for label in range(1 + min(highest, sum(len(part) for part in labels))))
+    return tuple(str(label) for label in range(min(highest + 1, _MOST_CLASSES)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from difflib import get_close_matches
+from http.client import HTTPException
 from pathlib import Path
 
 import platformdirs
@@ -198,7 +199,7 @@ def download(name: str, root: Path | None = None) -> Location:
                         source.url, aside, filename=source.filename, md5=source.tgz_md5,
                     )
                 shutil.move(Path(aside) / source.base_folder, target)
-        except (OSError, RuntimeError, EOFError) as error:
+        except (OSError, RuntimeError, EOFError, HTTPException) as error:
             raise SpacelessError(
                 f"download of {name}", found=f"{type(error).__name__}: {error}"[:300], expected=source.url,
                 cure=f"try again, or fetch it elsewhere and put {source.filename} into {folder}",

@@ -133,7 +133,7 @@ def _opened(file: Path) -> Any:
 
     try:
         return pq.ParquetFile(file)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: damaged names of columns
         raise _problem(file, f"a damaged file ({str(error)[:120]})", "parquet", "replace it") from error
 
 
