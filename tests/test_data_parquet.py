@@ -1,0 +1,182 @@
+"""Parquet folders: columns told by type, images decoded exactly, and what cannot be told refused."""
+
+import io
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from spaceless.data import load
+from spaceless.data.parquet import CIFAR100_FINE, RESPLIT_NOTE
+from spaceless.errors import DataError
+
+RANDOM = np.random.default_rng(0)
+PIXELS = RANDOM.integers(0, 256, (5, 6, 6, 3), dtype=np.uint8)
+LABELS = [0, 1, 2, 0, 1]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / "cache" / name))
+
+
+def encoded(pixels, kind="PNG", **options):
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def images(pixels=PIXELS, kind="PNG", **options):
+    return [{"bytes": encoded(image, kind, **options), "path": None} for image in pixels]
+
+
+def write(folder, columns, name="train.parquet", metadata=None):
+    folder.mkdir(parents=True, exist_ok=True)
+    table = pa.table(columns)
+    pq.write_table(table.replace_schema_metadata(metadata) if metadata else table, folder / name)
+
+
+def write_set(folder, columns, **options):
+    for name in ("train.parquet", "test.parquet"):
+        write(folder, columns, name, **options)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP"])
+@pytest.mark.parametrize("column", ["img", "image", "picture"])
+def test_read_back_pixel_by_pixel(kind, column, tmp_path):
+    options = {"lossless": True} if kind == "WEBP" else {}
+    write_set(tmp_path / "set", {"label": LABELS, column: images(kind=kind, **options)})
+    data = load("set", data_root=tmp_path)
+    np.testing.assert_array_equal(data.train_images.permute(0, 2, 3, 1), PIXELS)
+    assert data.test_labels.tolist() == LABELS
+    assert (data.class_names, data.note) == (("0", "1", "2"), "")
+
+
+def test_plain_binary_column_and_the_only_whole_number(tmp_path):
+    plain = [image["bytes"] for image in images()]
+    write_set(tmp_path / "set", {"weight": [0.5] * 5, "x": plain, "y": pa.array(LABELS, pa.uint8())})
+    np.testing.assert_array_equal(load("set", data_root=tmp_path).train_images.permute(0, 2, 3, 1), PIXELS)
+
+
+def test_the_fine_label_is_preferred(tmp_path):
+    columns = {"img": images(), "coarse_label": [0] * 5, "label": [1] * 5, "fine_label": LABELS}
+    write_set(tmp_path / "set", columns)
+    assert load("set", data_root=tmp_path).train_labels.tolist() == LABELS
+
+
+@pytest.mark.parametrize(("columns", "says"), [
+    ({"img": images(), "a": LABELS, "b": LABELS}, "2 columns of whole numbers: a, b"),
+    ({"img": images(), "a": [0.5] * 5}, "0 columns of whole numbers"),
+    ({"x": images(), "y": images(), "label": LABELS}, "2 columns of encoded images (bytes): x, y"),
+    ({"text": ["t"] * 5, "label": LABELS}, "0 columns of encoded images"),
+    ({"img": images()[:4] + [None], "label": LABELS}, "without image or label"),
+    ({"img": images(), "label": LABELS[:4] + [None]}, "without image or label"),
+    ({"img": images()[:0], "label": pa.array([], pa.int64())}, "columns"),
+], ids=["two labels", "no label", "two images", "no image", "empty image", "empty label", "no rows"])
+def test_columns_that_do_not_tell(columns, says, tmp_path):
+    with pytest.raises(DataError) as caught:
+        load(write_set(tmp_path / "set", columns))
+    assert says in str(caught.value) and "train.parquet" in str(caught.value)
+    assert caught.value.exit_status == 2
+
+
+def test_no_rows(tmp_path):
+    folder = write_set(tmp_path / "set", {"img": images(), "label": LABELS})
+    pq.write_table(pa.table({"img": images(), "label": LABELS}).slice(0, 0), folder / "test.parquet")
+    with pytest.raises(DataError, match=r"test\.parquet: found no rows"):
+        load(folder)
+
+
+def test_class_names_of_hugging_face(tmp_path):
+    features = {"label": {"names": ["ant", "bee", "cicada"], "_type": "ClassLabel"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    write_set(tmp_path / "set", {"img": images(), "label": LABELS}, metadata=metadata)
+    assert load("set", data_root=tmp_path).class_names == ("ant", "bee", "cicada")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"info": {"features": {"label": {"names": [1, 2]}}}}', "[" * 100_000])
+def test_odd_metadata_mean_no_names(text, tmp_path):
+    write_set(tmp_path / "set", {"img": images(), "label": LABELS}, metadata={"huggingface": text})
+    assert load("set", data_root=tmp_path).class_names == ("0", "1", "2")
+
+
+def test_fine_names_of_cifar100(tmp_path):
+    assert len(set(CIFAR100_FINE)) == 100
+    assert list(CIFAR100_FINE) == sorted(CIFAR100_FINE)
+    assert (CIFAR100_FINE[0], CIFAR100_FINE[49], CIFAR100_FINE[99]) == ("apple", "mountain", "worm")
+    write_set(tmp_path / "set", {"img": images(), "fine_label": [0, 1, 2, 3, 99]})
+    assert load("set", data_root=tmp_path).class_names == CIFAR100_FINE
+
+
+@pytest.mark.parametrize("text", ["A RE-SPLIT copy", "the split is **not the official** one"])
+def test_the_readme_may_own_up_to_another_split(text, tmp_path):
+    write_set(tmp_path / "set", {"img": images(), "label": LABELS})
+    (tmp_path / "set/README.md").write_text("# A set\n\nAll images.\n")
+    assert load("set", data_root=tmp_path).note == ""
+    (tmp_path / "set/README.md").write_text(text)
+    data = load("set", data_root=tmp_path)
+    assert data.note == data.facts.note == data.resized(3).note == data.subset(2).note == RESPLIT_NOTE
+
+
+def test_parts_come_in_order_and_none_may_be_missing(tmp_path):
+    folder = tmp_path / "set"
+    write(folder, {"img": images(PIXELS[3:]), "label": LABELS[3:]}, "train-00001-of-00002.parquet")
+    write(folder, {"img": images(), "label": LABELS}, "validation-00000-of-00001.parquet")
+    with pytest.raises(DataError, match="1 parts like train-00001-of-00002"):
+        load(folder)
+    write(folder, {"img": images(PIXELS[:3]), "label": LABELS[:3]}, "train-00000-of-00002.parquet")
+    data = load(folder)
+    np.testing.assert_array_equal(data.train_images.permute(0, 2, 3, 1), PIXELS)
+    assert data.train_labels.tolist() == data.test_labels.tolist() == LABELS
+    write(folder, {"img": images(PIXELS[:2]), "label": [1, 0]}, "test.parquet")
+    assert load(folder).test_labels.tolist() == [1, 0]  # a test split goes before the validation split
+
+
+def test_a_split_or_the_choice_of_a_set_is_missing(tmp_path):
+    folder = tmp_path / "set"
+    write(folder, {"img": images(), "label": LABELS})
+    with pytest.raises(DataError, match=r"train\.parquet, expected train-\*\.parquet and test-\*\.parquet"):
+        load(folder)
+    for inner in ("one", "two"):
+        write_set(tmp_path / "both" / inner, {"img": images(), "label": LABELS})
+    with pytest.raises(DataError, match="several data sets: one, two"):
+        load(tmp_path / "both")
+
+
+def test_broken_images_and_files_are_named(tmp_path):
+    broken = [*images()[:3], {"bytes": images()[3]["bytes"][:60], "path": None}, images()[4]]
+    folder = write_set(tmp_path / "set", {"img": broken, "label": LABELS})
+    with pytest.raises(DataError, match=r"train\.parquet: row 3: found an image that cannot be decoded"):
+        load(folder)
+    whole = (folder / "test.parquet").read_bytes()
+    badly_named = whole.replace(b"label", b"labe\xc1")
+    for content in (badly_named, whole[:-30], whole[:50], b"", b"PAR1", whole[:100] + bytes(200) + whole[300:]):
+        (folder / "train.parquet").write_bytes(content)
+        with pytest.raises(DataError, match=r"train\.parquet"):
+            load(folder)
+
+
+def test_images_of_different_sizes_need_an_image_size(tmp_path):
+    mixed = [*images()[:4], {"bytes": encoded(np.full((12, 6, 3), 7, np.uint8)), "path": None}]
+    folder = write_set(tmp_path / "set", {"img": mixed, "label": LABELS})
+    with pytest.raises(DataError, match=r"row 4: found 6 x 12 pixels, expected 6 x 6.*give an image size"):
+        load(folder)
+    data = load(folder, image_size=6)
+    np.testing.assert_array_equal(data.train_images[:4].permute(0, 2, 3, 1), PIXELS[:4])
+    assert data.train_images[4].unique().tolist() == [7]
+
+
+def test_images_of_one_size_are_resized_like_those_of_any_other_form(tmp_path):
+    folder = write_set(tmp_path / "set", {"img": images(), "label": LABELS})
+    assert load(folder, image_size=12).digest == load(folder).resized(12).digest
+
+
+def test_labels_out_of_range(tmp_path):
+    with pytest.raises(DataError, match=r"-1\.\.1"):
+        load(write_set(tmp_path / "minus", {"img": images(), "label": [-1, 0, 1, 0, 1]}))
+    with pytest.raises(DataError, match="train labels"):
+        load(write_set(tmp_path / "much", {"img": images(), "label": [1 << 62, 0, 1, 0, 1]}))
