@@ -1,4 +1,4 @@
-"""What one training is (`Trial`), how it is trained (`Recipe`) and what came of it (`Outcome`): frozen, validated, JSON.
+"""What a training is (`Trial`), how it is done (`Recipe`) and what came of it (`Outcome`): frozen, validated, JSON.
 
 The compute half and the report half of the package meet only here, in `outcome.json`.
 """
@@ -110,24 +110,24 @@ class Trial(Spec):
     seed: Annotated[int, Field(ge=0)] = 0
     repeats: Annotated[int, Field(ge=1)] = 200
 
-    @model_validator(mode="before")
-    @classmethod
-    def _canonical(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        fields = dict(given)
-        if fields.get("only") is not None:
-            fields.setdefault("k", 1)
-        if fields.get("k", 0) == 0 and fields.get("only") is None:
-            fields["method"] = "baseline"
-            fields.pop("strip", None)
-        if fields.get("method", "baseline") != "conv1x1":
-            fields.pop("downsample", None)
-        if fields.get("method", "baseline") != "shuffle":
-            fields.pop("shuffle", None)
-        if fields.get("method", "baseline") not in RANDOM_METHODS:
-            fields["repeats"] = 1
-        return fields
+    @model_validator(mode="after")
+    def _canonical(self) -> Self:
+        # After validation, so that no nonsense in a field without influence is accepted and no spelling escapes.
+        plain: dict[str, Any] = {}
+        if self.only is not None and self.k == 0:
+            plain["k"] = 1
+        if self.k == 0 and self.only is None:
+            plain |= {"method": "baseline", "strip": 0}
+        method = plain.get("method", self.method)
+        if method != "conv1x1":
+            plain["downsample"] = "avg"
+        if method != "shuffle":
+            plain["shuffle"] = ShuffleOptions()
+        if method not in RANDOM_METHODS:
+            plain["repeats"] = 1
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)  # frozen for everyone else
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -274,6 +274,7 @@ def _first_problem(error: ValidationError, what: str) -> InputError:
     first = error.errors(include_url=False)[0]
     place = ".".join(str(part) for part in first["loc"])
     return InputError(
-        f"{what}{': ' if place else ''}{place}", found=repr(first.get("input"))[:80], expected=first["msg"],
+        f"{what}{': ' if place else ''}{place}", found=repr(first.get("input"))[:80],
+        expected=first["msg"].removeprefix("Input should be "),
         cure="correct this field",
     )
