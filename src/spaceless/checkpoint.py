@@ -34,8 +34,8 @@ def atomic_write(path: Path, content: bytes) -> None:
             out.write(content)
             out.flush()
             os.fsync(out.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        Path(temporary).chmod(0o666 & ~_umask())
+        Path(temporary).replace(path)
     except OSError as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
@@ -93,7 +93,7 @@ def load_latest(folder: Path, trial: str) -> dict[str, Any] | None:
             warnings.warn(f"{error}", stacklevel=2)
             for path in (payload, payload.with_suffix(".json")):
                 if path.exists():
-                    os.replace(path, path.with_name(path.name + ".broken"))
+                    path.replace(path.with_name(path.name + ".broken"))
     return None
 
 

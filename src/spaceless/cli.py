@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 from cyclopts import App, CycloptsError, Parameter
 
 from spaceless import __version__
-from spaceless.errors import InputError, SpacelessError
+from spaceless.errors import InputError, Interrupted, SpacelessError
 from spaceless.trial import Downsample, Precision
 
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ _ONE_LINE = 110  # characters; a longer error message is broken where its parts 
 
 app = App(
     name="spaceless", version=__version__, help_format="markdown", default_parameter=Parameter(negative=""),
-    help="From which layer on does an image classifier need no spatial information, and what smaller network follows?\n\n"
+    help="From which layer on does an image classifier need no spatial information, and what smaller network "
+    "follows?\n\n"
     "Start with `spaceless demo`. Every verb answers `--help` with an example. `--debug` shows tracebacks.",
 )
 
@@ -376,7 +377,7 @@ def report(
     from spaceless.report import write_report
 
     if not dirs:
-        raise InputError("report", found="no folder", expected="at least one", cure="write for example spaceless report runs")
+        raise InputError("report", found="no folder", expected="at least one", cure="write `spaceless report runs`")
     written = write_report(dirs, html=html, csv=csv, markdown=markdown)
     print(written)
     if open_report and isinstance(written, Path):
@@ -424,6 +425,8 @@ def main() -> None:
         if debug:
             raise
         _fail(f"error: {' '.join(str(error).split())}\nsee `spaceless {words[0]} --help`", 2)
+    except Interrupted as error:
+        _fail(f"interrupted by {error.found}: {error.cure}", error.exit_status)
     except SpacelessError as error:
         if debug:
             raise
@@ -437,7 +440,7 @@ def main() -> None:
 
 def _fail(message: str, status: int) -> NoReturn:
     """Print an error in at most three lines and leave with `status`."""
-    text = message if message.startswith("error: ") else f"error: {message}"
+    text = message if message.startswith(("error: ", "interrupted ")) else f"error: {message}"
     if len(text) > _ONE_LINE:  # one line for each of: what was found, what was expected, how to mend it
         text = text.replace(", expected ", ",\n  expected ", 1).replace("; ", ";\n  ", 1)
     print(text, file=sys.stderr)

@@ -44,7 +44,8 @@ def watching(plan: Plan, jobs: int) -> Iterator[Callable[[Event], None]]:
     """Show the progress of a study: trials done of total, epoch, images/s and time left."""
     out = screen()
     if out.is_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
+        note = TextColumn("{task.fields[note]}")
+        columns = (TextColumn("{task.description}"), BarColumn(), note, TimeElapsedColumn())
         with Progress(*columns, console=out, transient=True) as bars:
             yield _Watch(plan, jobs, out, bars).see
     else:

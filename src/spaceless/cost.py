@@ -46,7 +46,7 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def cost(model: nn.Module, image_size: int) -> Cost:
-    """Return what `model` costs for one image of side `image_size`; the model is not changed and nothing is computed."""
+    """Return what `model` costs for one image of side `image_size`; it is not changed and nothing is computed."""
     shadow = copy.deepcopy(model).to("meta").eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         shadow(example_input(shadow, image_size))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -47,7 +48,7 @@ class CheckpointError(SpacelessError):
     """A stored training state or outcome is not what was written."""
 
 
-class Interrupted(SpacelessError):
+class Interrupted(SpacelessError):  # noqa: N818 (it is an outcome, not a mistake)
     """A signal ended the work after the current step; the state is saved.
 
     Args:
@@ -60,8 +61,8 @@ class Interrupted(SpacelessError):
         self.signum = signum
         self.exit_status = 128 + signum
         super().__init__(
-            "interrupted", found=f"signal {signum}", expected="the work to end by itself",
-            cure="the state is saved: the same command goes on from here",
+            "interrupted", found=signal.Signals(signum).name, expected="the work to end by itself",
+            cure="the state is saved, and the same command goes on from here",
         )
 
 

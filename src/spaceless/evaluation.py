@@ -87,7 +87,7 @@ def split_at_shuffle(model: nn.Module) -> Split | None:
             random.add(node)
     crossing = [node for node in graph.nodes if node not in random and any(user in random for user in node.users)]
     front, back = fx.Graph(), fx.Graph()
-    known = {}
+    known: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
         if node not in random and node.op != "output":
             known[node] = front.node_copy(node, lambda n: known[n])

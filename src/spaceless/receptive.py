@@ -70,7 +70,8 @@ def usable_field(model: nn.Module, image_size: int) -> ReceptiveField:
     ]
     if not entering:
         raise InputError(
-            type(model).__name__, found="no global pooling and no shuffle", expected="a map whose positions are given up",
+            type(model).__name__, found="no global pooling and no shuffle",
+            expected="a map whose positions are given up",
             cure="ask for the receptive field of a unit instead",
         )
     return max(entering, key=lambda field: (field.size, field.stride))
@@ -89,7 +90,7 @@ def _propagate(traced: Trace) -> dict[fx.Node, _Field]:
         if len(known) < len(inputs) or not known:
             fields[node] = None  # one branch without positions decides: its values reach every position
             continue
-        merged: _Field = _widest([f[0] for f in known]), _widest([f[1] for f in known])
+        merged = _widest([f[0] for f in known]), _widest([f[1] for f in known])
         fields[node] = _through(traced, node, merged)
     return fields
 
@@ -109,7 +110,7 @@ def _through(traced: Trace, node: fx.Node, field: tuple[_Pair, _Pair]) -> _Field
     if isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d | nn.LPPool2d):
         stride = module.stride if module.stride is not None else module.kernel_size
         dilation = getattr(module, "dilation", 1)
-        return _slide(field, _pair(module.kernel_size), _pair(stride), _pair(dilation))  # type: ignore[arg-type]
+        return _slide(field, _pair(module.kernel_size), _pair(stride), _pair(dilation))
     kind = _POOLS.get(node.target) if callable(node.target) else None
     if kind == "window":
         kernel = _argument(node, 1, "kernel_size")

@@ -22,6 +22,7 @@ from spaceless import checkpoint
 from spaceless.cost import cost
 from spaceless.data import Dataset, load
 from spaceless.data.controls import is_control, make_control
+from spaceless.data.find import ROOT_VARIABLE
 from spaceless.errors import InputError
 from spaceless.evaluation import evaluate
 from spaceless.models import build_model, stem_is_unit
@@ -58,24 +59,20 @@ def load_data(trial: Trial, data_root: Path | None = None) -> Dataset:
         DataError: The set is missing or broken.
 
     """
-    whole = (
-        _made(trial.data, trial.seed) if is_control(trial.data)
-        else _read(trial.data, data_root, os.environ.get("SPACELESS_DATA"), trial.image_size)
-    )
-    part = whole.subset(trial.train_images, trial.test_images)
-    return part if trial.image_size is None else _sized(part, trial.image_size)
+    made = is_control(trial.data)
+    where = (None, None) if made else (data_root, os.environ.get(ROOT_VARIABLE))
+    return _prepared(
+        trial.data, *where, trial.image_size, trial.train_images, trial.test_images, trial.seed if made else None)
 
 
-_made = lru_cache(maxsize=4)(make_control)  # the trials of a study share their data
-
-
-@lru_cache(maxsize=1)
-def _read(name: str, root: Path | None, variable: str | None, image_size: int | None) -> Dataset:
-    return load(name, data_root=root, image_size=image_size)
-
-
-def _sized(data: Dataset, image_size: int) -> Dataset:
-    return data.resized(image_size)
+@lru_cache(maxsize=2)  # the trials of a study share their data
+def _prepared(
+    name: str, root: Path | None, _variable: str | None, size: int | None, train_images: int | None,
+    test_images: int | None, seed: int | None,
+) -> Dataset:
+    data = load(name, data_root=root, image_size=size) if seed is None else make_control(name, seed)
+    part = data.subset(train_images, test_images)
+    return part if size is None else part.resized(size)
 
 
 def build(trial: Trial, classes: int, image_size: int) -> tuple[nn.Module, list[Change]]:
@@ -88,6 +85,10 @@ def build(trial: Trial, classes: int, image_size: int) -> tuple[nn.Module, list[
         strip=trial.strip, downsample=trial.downsample, shuffle=trial.shuffle, seed=trial.seed,
         stem=stem_is_unit(trial.model),
     )
+
+
+def _original(trial: Trial, data: Dataset) -> nn.Module:
+    return build_model(trial.model, data.classes, data.image_size, width=trial.width, seed=trial.seed)
 
 
 def run_trial(
@@ -106,8 +107,7 @@ def run_trial(
         return known
     data = load_data(trial, place.data_root)
     model, changes = build(trial, data.classes, data.image_size)
-    units = len(find_units(model if not changes else build_model(
-        trial.model, data.classes, data.image_size, width=trial.width), data.image_size, stem=stem_is_unit(trial.model)))
+    units = len(find_units(_original(trial, data), data.image_size, stem=stem_is_unit(trial.model)))
     costs = cost(model, data.image_size)
     device = choose_device(place.device)
     precision = choose_precision(trial.recipe.precision, device)
@@ -158,8 +158,8 @@ def evaluate_run(
     outcome = store.outcome(trial)
     if outcome is None or not weights.is_file():
         raise InputError(
-            str(folder), found="no outcome" if outcome is None else "no weights", expected="a finished trial with weights",
-            cure="run the trial again without --no-weights",
+            str(folder), found="no outcome" if outcome is None else "no weights",
+            expected="a finished trial with weights", cure="run the trial again without --no-weights",
         )
     data = load_data(trial, place.data_root)
     model, _ = build(trial, data.classes, data.image_size)
@@ -172,7 +172,7 @@ def evaluate_run(
                 stem=stem_is_unit(trial.model),
             )
     device = choose_device(place.device)
-    random = shuffle_last is None and trial.method in RANDOM_METHODS or bool(shuffle_last)
+    random = trial.method in RANDOM_METHODS if shuffle_last is None else shuffle_last > 0
     found = evaluate(
         model.to(device), data, repeats=repeats if random else 1, shuffle_last=shuffle_last,
         precision=choose_precision(trial.recipe.precision, device), stop=stop, progress=progress,

@@ -116,17 +116,17 @@ def one_experiment(name: str, as_json: bool) -> None:
          number(p.top1) + ("" if p.std is None else f" ± {p.std:.2f}"), number(p.params_m), p.source)
         for p in found.printed_all
     ])
-    for claim in found.claims:
-        print(f"{claim.source}: {claim.text}")
     print(f"run it: spaceless study {found.name} --preset smoke")
 
 
 def _place(printed: Printed) -> str:
     if printed.only is not None:
         return f"unit {printed.only}"
-    if printed.k is None:
+    if printed.largest_k is not None:
+        return f"up to {printed.largest_k}"
+    if printed.k is None and printed.method != "baseline":
         return "best"
-    return str(printed.k) + (f" strip {printed.strip}" if printed.strip else "")
+    return str(printed.k or 0) + (f" strip {printed.strip}" if printed.strip else "")
 
 
 def _scheme(printed: Printed) -> str:
@@ -158,7 +158,8 @@ def known_data(data_root: Path | None, as_json: bool) -> None:
     from spaceless.data.find import known
 
     found = known(data_root)
-    made = (("texture", "the class is a local pattern"), ("arrangement-D", "the class is where D pixels away a mark is"))
+    made = (("texture", "the class is a local pattern"),
+            ("arrangement-D", "the class is the direction of one mark from another, D pixels away"))
     if as_json:
         _json([
             {"name": k.name, "found": k.found and str(k.found.path), "kind": k.found and k.found.kind,
@@ -166,7 +167,8 @@ def known_data(data_root: Path | None, as_json: bool) -> None:
         ] + [{"name": name, "found": "made by code", "kind": "made", "places": []} for name, _ in made])
         return
     table("Data sets", ("name:", "found:", "looked for:"), [
-        (k.name, f"{k.found.path} ({k.found.kind})" if k.found else "–", "" if k.found else "\n".join(map(str, k.places)))
+        (k.name, f"{k.found.path} ({k.found.kind})" if k.found else "–",
+         "" if k.found else "\n".join(map(str, k.places)))
         for k in found
     ] + [(name, "made by code", what) for name, what in made])
 
@@ -175,10 +177,10 @@ def one_data_set(
     name: str, data_root: Path | None, *, verify: bool, download: bool, image_size: int | None, as_json: bool,
 ) -> None:
     """Show one data set: where it is, and with `verify` what is in it."""
-    from spaceless.data import verify as verifying
     from spaceless.data.controls import is_control, make_control
     from spaceless.data.find import download as fetch
     from spaceless.data.find import find
+    from spaceless.data.verify import verify as check
     from spaceless.errors import DataError
 
     if is_control(name):
@@ -196,7 +198,7 @@ def one_data_set(
         else:
             print(f"{place.name}: {place.path} ({place.kind}); --verify reads and checks it")
         return
-    facts_found = verifying.verify(name, data_root, image_size)
+    facts_found = check(name, data_root, image_size)
     if as_json:
         _json(facts_found.to_json())
     else:

@@ -44,11 +44,11 @@ class _Permute(torch.autograd.Function):
     """Gather along the flattened positions; a permutation is undone by its inverse, so the gradient is a gather too."""
 
     @staticmethod
-    def forward(x: Tensor, permutation: Tensor, inverse: Tensor) -> Tensor:
+    def forward(x: Tensor, permutation: Tensor, inverse: Tensor) -> Tensor:  # noqa: ARG004 (backward needs it)
         return _gather(x, permutation)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:  # noqa: ARG004
         ctx.save_for_backward(inputs[1], inputs[2])
 
     @staticmethod
@@ -116,7 +116,7 @@ class Shuffle(nn.Module):
         permutation = self.next_permutation(x)
         return permute_channels(x, permutation[0]) if self.channels else permute_positions(x, permutation)
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def next_permutation(self, x: Tensor) -> Tensor:
         """Draw the permutation of this pass for x (N, C, H, W) and count the pass."""
         mode = "train" if self.training else "eval"

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
 from spaceless.errors import SurgeryError
+from spaceless.plan import Plan, followers
 from spaceless.tracing import example_input
-
-if TYPE_CHECKING:
-    from spaceless.surgery import Plan
-    from spaceless.units import Unit
+from spaceless.units import Unit
 
 
-class _Mismatch(Exception):
+class _Mismatch(Exception):  # noqa: N818 (a message to ourselves)
     """A layer behind the stripped units was given `found` channels."""
 
     def __init__(self, path: str, found: int) -> None:
@@ -32,8 +28,6 @@ def strip_units(plan: Plan, stripped: list[Unit], image_size: int) -> None:
         SurgeryError: A layer in front of the head, or inside a unit that stays, no longer fits.
 
     """
-    from spaceless.surgery import followers
-
     for unit in stripped:
         behind = followers(plan.traced, plan.traced.calls(unit.name)[0]) if unit.name in unit.convs else []
         plan.replace(unit.index, unit.name, nn.Identity())

@@ -99,7 +99,7 @@ def plan_study(name: str, preset: str | None = None, asked: Mapping[str, Any] | 
     options += [f"--{key.replace('_', '-')} {value}" for key, value in (asked or {}).items()]
     # Another scale is another study: its trials differ, and so does its page.
     parts = [found.name, "" if own and not preset else scale.name]
-    parts += [f"{key.replace('_', '-')}-{re.sub(r'[^0-9A-Za-z.-]', '_', str(value))}" for key, value in (asked or {}).items()]
+    parts += [re.sub(r"[^0-9A-Za-z.-]", "-", f"{key}-{value}") for key, value in (asked or {}).items()]
     return Plan(
         "-".join(part for part in parts if part), found.title, found.asks,
         " ".join(["spaceless study", name, *options]), tuple(found.trials(scale)), preset=scale.name,

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, fx, nn
 
 from spaceless.errors import SpacelessError, SurgeryError, unknown_name
 from spaceless.models import GlobalAveragePool
+from spaceless.plan import Plan, followers
 from spaceless.shuffle import Shuffle, ShuffleConv
 from spaceless.strip import strip_units
-from spaceless.tracing import Trace, example_input, trace
+from spaceless.tracing import example_input, trace
 from spaceless.trial import METHODS, Change, ShuffleOptions
 from spaceless.units import Unit, is_spatial, units_of
 
@@ -32,28 +32,6 @@ class FullyConnected(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """Return (N, out, 1, 1) for x (N, in, 1, 1)."""
         return super().forward(x.flatten(1))[:, :, None, None]
-
-
-@dataclass
-class Plan:
-    """The copy under the knife: the network, its trace and units, which units change, and what has changed so far."""
-
-    model: nn.Module
-    traced: Trace
-    units: list[Unit]
-    targets: list[Unit]
-    changes: list[Change] = field(default_factory=list)
-
-    def replace(self, unit: int, path: str, new: nn.Module) -> None:
-        """Put `new` in the place of the module at `path` and record it; unit 0 means behind the last unit."""
-        old = self.model.get_submodule(path)
-        new.train(old.training)
-        self.changes.append(Change(unit=unit, path=path, before=describe(old), after=describe(new)))
-        self.model.set_submodule(path, new)
-
-    def unit_of(self, path: str) -> int:
-        """Return the index of the unit that holds the module at `path`, or 0."""
-        return next((u.index for u in self.units if path == u.name or path.startswith(u.name + ".")), 0)
 
 
 def remove_spatial(
@@ -76,7 +54,7 @@ def remove_spatial(
         stem: See `find_units`.
 
     A 1x1 kernel starts as the sum of the spatial kernel over its positions: a freshly initialised kernel gives one
-    with the variance that its rule prescribes for the smaller fan, and a trained one keeps its answer to a constant map.
+    with the variance that its rule prescribes for the smaller fan, a trained one keeps its answer to a constant map.
 
     Raises:
         SurgeryError: Unknown method, K or unit out of range, or a network on which this change is not possible.
@@ -106,25 +84,9 @@ def remove_spatial(
     elif method == "conv1x1":
         _conv1x1(plan, kept, downsample)
     elif method == "gap_fc" and plan.targets:
-        _gap_fc(plan, kept)
+        _gap_fc(plan)
     _check(plan, model, method, image_size)
     return plan.model, plan.changes
-
-
-def describe(module: nn.Module) -> str:
-    """Return a short name for a module in a list of changes, such as `Conv2d 512->512 3x3 stride 2`."""
-    if isinstance(module, ShuffleConv):
-        return f"Shuffle + {describe(module.conv)}"
-    if isinstance(module, nn.Sequential) and len(module) <= 3:
-        return " + ".join(describe(m) for m in module) or "nothing"
-    if isinstance(module, nn.Conv2d):
-        stride = "" if max(module.stride) == 1 else f" stride {max(module.stride)}"
-        groups = "" if module.groups == 1 else f" groups {module.groups}"
-        size = "x".join(str(side) for side in module.kernel_size)
-        return f"Conv2d {module.in_channels}->{module.out_channels} {size}{stride}{groups}"
-    if isinstance(module, nn.Linear):
-        return f"Linear {module.in_features}->{module.out_features}"
-    return "nothing" if isinstance(module, nn.Identity) else type(module).__name__
 
 
 def without_shuffle(model: nn.Module) -> nn.Module:
@@ -187,7 +149,7 @@ def _conv1x1(plan: Plan, targets: list[Unit], downsample: str) -> None:
             plan.replace(unit.index, path, nn.Sequential(new, pool) if pool else new)
 
 
-def _gap_fc(plan: Plan, targets: list[Unit]) -> None:
+def _gap_fc(plan: Plan) -> None:
     """Pool in front of the first changed unit; everything computed from the pooled vector becomes fully connected."""
     first = plan.targets[0]
     inside = plan.traced.inside(first.name)
@@ -226,26 +188,6 @@ def _is_depthwise(conv: nn.Conv2d) -> bool:
     return is_spatial(conv) and conv.groups == conv.in_channels == conv.out_channels > 1
 
 
-def followers(traced: Trace, node: fx.Node) -> list[str]:
-    """Return the paths of the normalisation and the activation that belong to the convolution called by `node`."""
-    found = []
-    for wanted in (_is_normalisation, _is_activation):
-        users = list(node.users)
-        module = traced.module_of(users[0]) if len(users) == 1 else None
-        if module is not None and wanted(module) and len(traced.calls(str(users[0].target))) == 1:
-            found.append(str(users[0].target))
-            node = users[0]
-    return found
-
-
-def _is_normalisation(module: nn.Module) -> bool:
-    return isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm | nn.LayerNorm)
-
-
-def _is_activation(module: nn.Module) -> bool:
-    return type(module).__module__ == "torch.nn.modules.activation" and not list(module.parameters())
-
-
 def _pooling(plan: Plan, node: fx.Node, conv: nn.Conv2d, downsample: str) -> nn.Module:
     """Return the pooling that shrinks the map as much as the strided convolution did."""
     stride = conv.stride[0]
@@ -259,7 +201,7 @@ def _pointwise(conv: nn.Conv2d, stride: int) -> nn.Conv2d:
     """Return the 1x1 convolution whose kernel is the sum of `conv`'s over its positions."""
     place = {"device": conv.weight.device, "dtype": conv.weight.dtype}
     bias = conv.bias is not None
-    new = nn.utils.skip_init(
+    new = nn.utils.skip_init(  # type: ignore[no-untyped-call]
         nn.Conv2d, conv.in_channels, conv.out_channels, 1, stride, groups=conv.groups, bias=bias, **place,
     )
     new.weight.copy_(conv.weight.sum((2, 3), keepdim=True))
@@ -274,7 +216,7 @@ def _connected(conv: nn.Conv2d) -> nn.Module:
     point = _pointwise(conv, 1)
     if conv.groups > 1:
         return point
-    new = nn.utils.skip_init(
+    new = nn.utils.skip_init(  # type: ignore[no-untyped-call]
         FullyConnected, conv.in_channels, conv.out_channels, bias=conv.bias is not None,
         device=point.weight.device, dtype=point.weight.dtype,
     )

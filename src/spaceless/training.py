@@ -81,7 +81,7 @@ def train(
     batches = _batches(len(images), recipe.batch_size)
     total = batches * recipe.epochs
     if precision == "bf16":
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(memory_format=torch.channels_last)
     model.train()
     optimizer = _optimizer(model, recipe)
     layers = list(shuffles(model))
@@ -116,7 +116,7 @@ def train(
                 layer.passes["train"] = step
             torch.manual_seed(derive(seed, "dropout", step))
             chosen = order[within * recipe.batch_size:(within + 1) * recipe.batch_size]
-            x, y = images[chosen], labels[chosen]  # (B, 3, H, W) uint8, (B,)
+            x, y = images.index_select(0, chosen), labels[chosen]  # (B, 3, H, W) uint8, (B,)
             if recipe.augment == "crop_flip":
                 x = crop_flip(x, generator(seed, "augment", step))
             x = in_format(normalise(x, data.mean, data.std), precision)
@@ -124,7 +124,7 @@ def train(
                 logits: Tensor = model(x)
             loss = functional.cross_entropy(logits.float(), y)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             with torch.no_grad():
                 sums += torch.stack([loss.double() * len(y), (logits.argmax(1) == y).sum().double(),

@@ -55,7 +55,12 @@ def distance_of(name: str) -> int:
 
 def control_size(name: str) -> int:
     """Return the side in pixels of the images of a made data set: room for the marks, the margins and free play."""
-    return TEXTURE_SIZE if name == "texture" else 3 * distance_of(name) + 8
+    return TEXTURE_SIZE if name == "texture" else arrangement_size(distance_of(name))
+
+
+def arrangement_size(distance: int) -> int:
+    """Return the side of the images of `arrangement-D`: D to each border, D between the marks, and 8 to move in."""
+    return 3 * distance + 8
 
 
 def make_control(name: str, seed: int = 0) -> Dataset:
@@ -70,9 +75,10 @@ def make_control(name: str, seed: int = 0) -> Dataset:
         raise DataError(
             "data", found=repr(name), expected="texture or arrangement-D", cure="write for example arrangement-8",
         )
-    draw = _texture if name == "texture" else _arrangement
-    splits = [draw(name, count, generator(seed, f"control/{name}/{split}"))
-              for split, count in (("train", TRAIN_IMAGES), ("test", TEST_IMAGES))]
+    distance = None if name == "texture" else distance_of(name)
+    sources = [(TRAIN_IMAGES, generator(seed, f"control/{name}/train")),
+               (TEST_IMAGES, generator(seed, f"control/{name}/test"))]
+    splits = [_texture(*each) if distance is None else _arrangement(distance, *each) for each in sources]
     names = ("L", "T", "ring", "corners") if name == "texture" else ("right", "left", "below", "above")
     return Dataset(name, f"made by code, seed {seed}", "", *splits[0], *splits[1], names)
 
@@ -87,8 +93,8 @@ def _canvas(count: int, size: int, source: torch.Generator) -> Tensor:
     return colour.repeat(1, 1, size, size)
 
 
-def _arrangement(name: str, count: int, source: torch.Generator) -> tuple[Tensor, Tensor]:
-    distance, size = distance_of(name), control_size(name)
+def _arrangement(distance: int, count: int, source: torch.Generator) -> tuple[Tensor, Tensor]:
+    size = arrangement_size(distance)
     labels, images = _labels(count, source), _canvas(count, size, source)
     red, green = marks(labels, distance, size, source)
     index = torch.arange(count)
@@ -110,7 +116,7 @@ def marks(labels: Tensor, distance: int, size: int, source: torch.Generator) -> 
     return red, red + offset
 
 
-def _texture(name: str, count: int, source: torch.Generator) -> tuple[Tensor, Tensor]:
+def _texture(count: int, source: torch.Generator) -> tuple[Tensor, Tensor]:
     labels, images = _labels(count, source), _canvas(count, TEXTURE_SIZE, source)
     patterns = torch.tensor(PATTERNS, dtype=torch.bool)[labels]  # (N, 3, 3)
     cell = PATTERN_SIZE + 1  # copies lie on different cells of a grid that is shifted per image: they never touch

@@ -1,0 +1,70 @@
+"""The plan of a surgery: the copy under the knife, which units change, and what has changed so far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import fx, nn
+
+from spaceless.shuffle import ShuffleConv
+from spaceless.tracing import Trace
+from spaceless.trial import Change
+from spaceless.units import Unit
+
+
+@dataclass
+class Plan:
+    """The copy under the knife: the network, its trace and units, which units change, and what has changed so far."""
+
+    model: nn.Module
+    traced: Trace
+    units: list[Unit]
+    targets: list[Unit]
+    changes: list[Change] = field(default_factory=list)
+
+    def replace(self, unit: int, path: str, new: nn.Module) -> None:
+        """Put `new` in the place of the module at `path` and record it; unit 0 means behind the last unit."""
+        old = self.model.get_submodule(path)
+        new.train(old.training)
+        self.changes.append(Change(unit=unit, path=path, before=describe(old), after=describe(new)))
+        self.model.set_submodule(path, new)
+
+    def unit_of(self, path: str) -> int:
+        """Return the index of the unit that holds the module at `path`, or 0."""
+        return next((u.index for u in self.units if path == u.name or path.startswith(u.name + ".")), 0)
+
+
+def describe(module: nn.Module) -> str:
+    """Return a short name for a module in a list of changes, such as `Conv2d 512->512 3x3 stride 2`."""
+    if isinstance(module, ShuffleConv):
+        return f"Shuffle + {describe(module.conv)}"
+    if isinstance(module, nn.Sequential) and len(module) <= 3:
+        return " + ".join(describe(m) for m in module) or "nothing"
+    if isinstance(module, nn.Conv2d):
+        stride = "" if max(module.stride) == 1 else f" stride {max(module.stride)}"
+        groups = "" if module.groups == 1 else f" groups {module.groups}"
+        size = "x".join(str(side) for side in module.kernel_size)
+        return f"Conv2d {module.in_channels}->{module.out_channels} {size}{stride}{groups}"
+    if isinstance(module, nn.Linear):
+        return f"Linear {module.in_features}->{module.out_features}"
+    return "nothing" if isinstance(module, nn.Identity) else type(module).__name__
+
+
+def followers(traced: Trace, node: fx.Node) -> list[str]:
+    """Return the paths of the normalisation and the activation that belong to the convolution called by `node`."""
+    found = []
+    for wanted in (_is_normalisation, _is_activation):
+        users = list(node.users)
+        module = traced.module_of(users[0]) if len(users) == 1 else None
+        if module is not None and wanted(module) and len(traced.calls(str(users[0].target))) == 1:
+            found.append(str(users[0].target))
+            node = users[0]
+    return found
+
+
+def _is_normalisation(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm | nn.LayerNorm)
+
+
+def _is_activation(module: nn.Module) -> bool:
+    return type(module).__module__ == "torch.nn.modules.activation" and not list(module.parameters())
