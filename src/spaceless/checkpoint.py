@@ -10,6 +10,7 @@ import re
 import tempfile
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ def atomic_write(path: Path, content: bytes) -> None:
     """
     temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False) as out:
             temporary = out.name
             out.write(content)
@@ -53,11 +55,13 @@ def _umask() -> int:
 
 
 def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)  # the new name is on disk only when the folder is
-    finally:
-        os.close(descriptor)
+    """Put the new name on disk, where that can be asked for: some network file systems cannot flush a folder."""
+    with suppress(OSError):  # the file itself is whole and in its place
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def save(folder: Path, state: Mapping[str, Any], step: int, trial: str) -> None:
@@ -65,7 +69,6 @@ def save(folder: Path, state: Mapping[str, Any], step: int, trial: str) -> None:
 
     The last two states are kept. `trial` is the identity that `load_latest` must ask for.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
     content = buffer.getvalue()
@@ -120,7 +123,7 @@ def _verified(payload: Path, trial: str) -> dict[str, Any]:
         manifest = json.loads(payload.with_suffix(".json").read_bytes())
         content = payload.read_bytes()
         wanted = manifest["trial"], manifest["bytes"], manifest["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise _broken(payload, f"{type(error).__name__}: {error}") from error
     if wanted != (trial, len(content), hashlib.sha256(content).hexdigest()):
         raise _broken(payload, "content that is not what its manifest says")
