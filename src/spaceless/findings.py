@@ -1,0 +1,244 @@
+"""What follows from the rows: panels that can be drawn, the largest free K, the calibration's verdict, in sentences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Literal
+
+from spaceless.rows import Row, Truth
+
+X = Literal["k", "only", "kept", "receptive_field", "shuffled"]
+
+METHOD_NAMES = {
+    "baseline": "baseline", "shuffle": "Shuffle Conv", "gap_fc": "GAP+FC", "conv1x1": "1x1 Conv",
+    "channel_shuffle": "channel shuffle", "strip": "units removed",
+}
+DOWNSAMPLE_NAMES = {"avg": "average pooling", "max": "max pooling", "stride": "stride 2"}
+DASH = "\N{EN DASH}"
+MINUS = "\N{MINUS SIGN}"
+ARROW = " \N{RIGHTWARDS ARROW} "
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Rows that share a network, data and protocol and can be drawn against one `x`; the baseline is among them."""
+
+    title: str
+    x: X
+    rows: tuple[Row, ...]
+
+    @property
+    def baseline(self) -> Row | None:
+        """The unmodified network under the scheme it was trained with; None when it is missing or not unique."""
+        found = [r for r in self.rows if r.trial.method == "baseline" and r.shuffle_last is None]
+        return found[0] if len(found) == 1 else None
+
+    @property
+    def chance(self) -> float | None:
+        """The accuracy of a blind guess in percent, or None when the number of classes is not known."""
+        classes = next((r.classes for r in self.rows if r.classes), None)
+        return 100 / classes if classes else None
+
+    def series(self, row: Row) -> str:
+        """Return the name of the line that `row` belongs to: its method and the options that vary in this panel."""
+        return series_name(row, self.rows)
+
+
+def series_name(row: Row, among: Iterable[Row]) -> str:
+    """Return `row`'s method and those of its options that vary among the rows of that method or are unusual."""
+    trial = row.trial
+    parts = [METHOD_NAMES[trial.method]]
+    if len({r.trial.downsample for r in among if r.trial.method == "conv1x1"}) > 1 and trial.method == "conv1x1":
+        parts.append(DOWNSAMPLE_NAMES[trial.downsample])
+    options = trial.shuffle
+    flags = {"per image": options.per_image, "one for all channels": options.shared, "fixed": options.fixed}
+    parts += [name for name, on in flags.items() if on]
+    if options.patch > 1:
+        parts.append(f"patches of {options.patch}")
+    return ", ".join(parts)
+
+
+def scheme_name(row: Row) -> str:
+    """Return how `row` was trained, an arrow, how it was tested: the curves of mismatched schemes (Fig. 7)."""
+    trained = {"baseline": "clean", "shuffle": "shuffled"}.get(row.trial.method, METHOD_NAMES[row.trial.method])
+    if row.shuffle_last is not None:
+        return f"{trained}{ARROW}{'shuffled' if row.shuffle_last else 'clean'}"
+    return f"{trained}{ARROW}{trained if trained in ('clean', 'shuffled') else 'as trained'}"
+
+
+def panels(rows: Sequence[Row]) -> list[Panel]:
+    """Return the panels that show `rows`, split by what cannot share one picture; each row is in at least one."""
+    def place(row: Row) -> tuple[object, ...]:
+        t = row.trial
+        return (t.model, t.data, t.width, t.train_images or 0, t.test_images or 0, t.recipe.model_dump_json())
+
+    ordered = sorted(rows, key=lambda r: tuple(map(str, place(r))))
+    groups = [list(group) for _, group in groupby(ordered, key=place)]
+    titles = _titles([group[0] for group in groups])
+    found = []
+    for title, group in zip(titles, groups, strict=True):
+        group.sort(key=rows.index)
+        sizes = sorted({r.trial.image_size or 0 for r in group})
+        if len(sizes) > 1 and all(r.trial.only is None and not r.trial.strip for r in group):
+            found.append(Panel(title, "receptive_field", tuple(group)))
+            continue
+        for size in sizes:
+            name = f"{title}, {size} pixels" if len(sizes) > 1 and size else title
+            found += _split(name, [r for r in group if (r.trial.image_size or 0) == size])
+    return sorted(found, key=lambda p: rows.index(p.rows[0]))
+
+
+def _split(title: str, group: list[Row]) -> list[Panel]:
+    bases = [r for r in group if r.trial.method == "baseline" and r.shuffle_last is None]
+    singles = [r for r in group if r.trial.only is not None and r.shuffle_last is None]
+    stripped = [r for r in group if r.trial.strip]
+    strips = [r for r in group if any(_unstripped(r) == _unstripped(s) for s in stripped)]
+    retested = {r.trial.method for r in group if r.shuffle_last is not None}
+    mismatched = [r for r in group if r.trial.method in retested | {"baseline"}] if retested else []
+    depth = [r for r in group if r.shuffle_last is None and r.trial.only is None and not r.trial.strip]
+    shown = {id(r) for r in (*singles, *strips, *mismatched, *bases)}
+    found = []
+    if any(id(r) not in shown for r in depth) or not (singles or strips or mismatched):
+        found.append(Panel(title, "k", tuple(depth or group)))
+    if singles:
+        found.append(Panel(title, "only", (*bases, *singles)))
+    if strips:
+        found.append(Panel(title, "kept", (*bases, *strips)))
+    if mismatched:
+        found.append(Panel(title, "shuffled", tuple(mismatched)))
+    return found
+
+
+def _unstripped(row: Row) -> str:
+    return row.trial.model_copy(update={"strip": 0}).id
+
+
+_TRAITS: tuple[Callable[[Row], str], ...] = (
+    lambda r: f"width {r.trial.width:g}",
+    lambda r: f"{r.trial.train_images:,} training images" if r.trial.train_images else "all training images",
+    lambda r: f"{r.trial.test_images:,} test images" if r.trial.test_images else "all test images",
+    lambda r: f"{r.trial.recipe.epochs} epochs",
+    lambda r: "without augmentation" if r.trial.recipe.augment == "none" else "with augmentation",
+    lambda r: f"recipe {r.trial.recipe.name}",
+    lambda r: f"batch {r.trial.recipe.batch_size}, learning rate {r.trial.recipe.learning_rate:g}",
+)
+
+
+def _titles(heads: list[Row]) -> list[str]:
+    titles = []
+    for head in heads:
+        alike = [h for h in heads if (h.trial.model, h.trial.data) == (head.trial.model, head.trial.data)]
+        traits = [trait(head) for trait in _TRAITS if len({trait(h) for h in alike}) > 1]
+        titles.append(", ".join([f"{head.trial.model} on {head.trial.data}", *traits]))
+    return titles
+
+
+def standard_error(percent: float, images: int) -> float:
+    """Return the binomial standard error of an accuracy in percentage points: sqrt(p (1 - p) / n)."""
+    p = min(max(percent / 100, 0.0), 1.0)
+    return 100 * math.sqrt(p * (1 - p) / images)
+
+
+@dataclass(frozen=True)
+class FreeK:
+    """The largest K of one series such that it and every smaller measured K stay within the tolerance.
+
+    `row` is the row at that K (the baseline for K = 0); `unmeasured` are smaller K without a number; `again` are
+    larger K that stay within the tolerance although a smaller one does not.
+    """
+
+    series: str
+    k: int
+    row: Row
+    measured: tuple[int, ...]
+    unmeasured: tuple[int, ...]
+    again: tuple[int, ...]
+
+
+def free_ks(panel: Panel, tolerance: float) -> list[FreeK]:
+    """Return the largest free K of each series of a panel over K; `tolerance` is in percentage points."""
+    base = panel.baseline
+    if base is None or base.top1 is None:
+        return []
+    found = []
+    for name in dict.fromkeys(panel.series(r) for r in panel.rows if r.trial.method != "baseline"):
+        line = {r.trial.k: r for r in panel.rows if r.trial.method != "baseline" and panel.series(r) == name}
+        within = {k: r.top1 >= base.top1 - tolerance for k, r in sorted(line.items()) if r.top1 is not None}
+        k = 0
+        for candidate, good in within.items():
+            if not good:
+                break
+            k = candidate
+        found.append(FreeK(
+            name, k, line.get(k, base), tuple(within), tuple(i for i in range(1, k) if i not in within),
+            tuple(i for i, good in within.items() if good and i > k),
+        ))
+    return found
+
+
+@dataclass(frozen=True)
+class ChanceCell:
+    """A cell whose accuracy geometry says is exactly chance; `deviation` is in standard errors of a blind guess."""
+
+    k: int
+    top1: float
+    chance: float
+    deviation: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Measured against true largest K for one data set and method; `agrees` is None while numbers are missing."""
+
+    data: str
+    method: str
+    n: int
+    measured: int | None
+    lower: int
+    upper: int
+    chance_cells: tuple[ChanceCell, ...]
+    agrees: bool | None
+    note: str = ""
+
+
+def verdicts(rows: Sequence[Row], truth: Sequence[Truth], tolerance: float) -> list[Verdict]:
+    """Compare the measured largest K of every calibration cell with what geometry says.
+
+    The measured largest K is the largest K such that for all planned K' <= K the mean accuracy is at least the
+    baseline's minus `tolerance` (percentage points). It agrees when it lies between the largest K that must be
+    learnable and the last K before chance, both cut to the K that were planned.
+    """
+    return [_verdict(rows, true, tolerance) for true in truth]
+
+
+def _verdict(rows: Sequence[Row], true: Truth, tolerance: float) -> Verdict:
+    line = {r.trial.k: r for r in rows if r.trial.data == true.data and r.shuffle_last is None
+            and r.trial.method in (true.method, "baseline") and r.trial.only is None and not r.trial.strip}
+    ks = sorted(line)
+    lower = max((k for k in ks if k <= true.learnable_k), default=0)
+    upper = max((k for k in ks if true.chance_from_k is None or k < true.chance_from_k), default=0)
+    cells = tuple(
+        ChanceCell(k, row.top1, true.chance, (row.top1 - true.chance) / standard_error(true.chance, row.images))
+        for k, row in sorted(line.items())
+        if row.top1 is not None and true.chance_from_k is not None and k >= true.chance_from_k
+    )
+    base = line.get(0)
+    runs = min((r.n for r in line.values() if r.n), default=0)
+    if base is None or base.top1 is None:
+        return Verdict(true.data, true.method, runs, None, lower, upper, cells, None, "the baseline is missing")
+    if base.top1 - tolerance <= true.chance + 3 * standard_error(true.chance, base.images):
+        return Verdict(true.data, true.method, runs, None, lower, upper, cells, False, "the baseline did not learn")
+    measured: int | None = None
+    for k in ks:
+        top1 = line[k].top1
+        if top1 is None:
+            note = f"K = {k} is missing"
+            return Verdict(true.data, true.method, runs, measured, lower, upper, cells, None, note)
+        if top1 < base.top1 - tolerance:
+            break
+        measured = k
+    agrees = measured is not None and lower <= measured <= upper
+    return Verdict(true.data, true.method, runs, measured, lower, upper, cells, agrees)

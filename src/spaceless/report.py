@@ -1,0 +1,272 @@
+"""The report: everything that is known of some run folders on one page that opens offline, or as Markdown or CSV."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from spaceless.errors import InputError, unknown_name
+from spaceless.findings import Panel, panels, verdicts
+from spaceless.page import Figure, Page, Section, html_text
+from spaceless.paper import Experiment, experiments
+from spaceless.protocol import protocol, remarks
+from spaceless.rows import Planned, Problem, Row, Study, load, rows
+from spaceless.tables import csv_lines, markdown_table, panel_table, plain, verdict_table
+from spaceless.trial import Outcome
+from spaceless.wording import answer, calibration_answer, listed, points
+
+TOLERANCE = 1.0  # percentage points below the baseline that count as no loss: the paper's (Table 1)
+CALIBRATION_TOLERANCE = 5.0  # percentage points; on the made data the accuracy falls by tens of points
+
+
+def gather(
+    dirs: Sequence[str | Path], study: str | None = None, *, pictures: bool = True, tolerance: float = TOLERANCE,
+    calibration_tolerance: float = CALIBRATION_TOLERANCE,
+) -> Page:
+    """Return what there is to say of the run folders `dirs`; tolerances are in percentage points of accuracy.
+
+    With `study`, only the study of that name is told of; without `pictures`, no figure is drawn. Raises InputError
+    for a folder that does not exist, for one with neither outcomes nor studies, and for an unknown study.
+    """
+    outcomes, studies, problems = load(dirs)
+    if not (outcomes or studies or problems):
+        raise InputError(
+            ", ".join(map(str, dirs)), found="no outcome.json and no *.study.json", expected="a folder of runs",
+            cure="name the folder that was given to --out (default: runs)")
+    if study is not None:
+        studies = [s for s in studies if s.name == study] or _no_such(study, studies)
+        mine = {p.trial.id for s in studies for p in s.planned}
+        outcomes = [o for o in outcomes if o.trial.id in mine]
+    tell = partial(_section, pictures=pictures, tolerance=tolerance, calibration=calibration_tolerance)
+    by_id = {o.trial.id: o for o in outcomes}
+    known = list(experiments())
+    sections = []
+    for each in sorted(studies, key=lambda s: known.index(s.experiment) if s.experiment in known else len(known)):
+        named = experiments().get(each.experiment or "")
+        if each.experiment and named is None:
+            problems.append(Problem(each.name, f"the paper has no experiment called {each.experiment!r}"))
+        sections.append(tell(each, named, [by_id[p.trial.id] for p in each.planned if p.trial.id in by_id]))
+    rest = [] if study else _unplanned(outcomes, studies)
+    if rest:
+        sections.append(tell(Study(name="", title="Further trials" if studies else "Trials"), None, rest))
+    title = sections[0].title if len(sections) == 1 else f"{len(sections)} studies" if sections else "Nothing to show"
+    return Page(title, tuple(sections), tuple(problems), _facts(outcomes))
+
+
+def _no_such(study: str, studies: Sequence[Study]) -> list[Study]:
+    raise unknown_name("study", study, [s.name for s in studies], "run it first")
+
+
+def answers(dirs: Sequence[str | Path], study: str) -> list[str]:
+    """Return what the study of this name says so far, one sentence per line: each answer, then its notes."""
+    page = gather(dirs, study, pictures=False)
+    return [text for section in page.sections for each in section.answers for text in (each.text, *each.notes)]
+
+
+def _unplanned(outcomes: Sequence[Outcome], studies: Sequence[Study]) -> list[Outcome]:
+    schemes: dict[str, set[int | None]] = {}
+    for plan in (p for s in studies for p in s.planned):
+        schemes.setdefault(plan.trial.id, {None}).update(plan.schemes)
+    return [
+        o for o in outcomes
+        if o.trial.id not in schemes or any(e.shuffle_last not in schemes[o.trial.id] for e in o.evaluations)
+    ]
+
+
+def _section(
+    study: Study, experiment: Experiment | None, outcomes: list[Outcome], *, pictures: bool, tolerance: float,
+    calibration: float,
+) -> Section:
+    found = rows(outcomes, study.planned, experiment)
+    shown = panels(found)
+    if study.kind == "calibration" and study.truth:
+        order = [t.data for t in study.truth]
+        shown.sort(key=lambda p: order.index(p.rows[0].trial.data) if p.rows[0].trial.data in order else len(order))
+        verdict = verdicts(found, study.truth, calibration)
+        said = [calibration_answer(verdict)]
+        tables = [verdict_table(verdict, study.truth)]
+    else:
+        said = [answer(p, tolerance, experiment) for p in shown]
+        tables = []
+    tables += [panel_table(p) for p in shown]
+    compared = experiment is not None or any(r.printed for r in found)
+    differences = protocol(outcomes, experiment) if compared else remarks(outcomes)
+    grouped: dict[str, tuple[str, ...]] = {}
+    for each in differences:
+        grouped[each.topic] = (*grouped.get(each.topic, ()), each.text)
+    ended = Counter(o.status for o in outcomes)
+    missing = _missing(study.planned, outcomes)
+    planned = f" of {len(study.planned)} planned" if study.planned else ""
+    progress = f"{ended['finished']}{planned} trials finished"
+    progress += "".join(f", {ended[s]} {s}" for s in ("diverged", "failed") if ended[s])
+    return Section(
+        title=study.title or (experiment.title if experiment else "") or study.name,
+        asks=study.asks or (experiment.asks if experiment else ""),
+        source=", ".join(filter(None, (experiment.source if experiment else "",
+                                       f"preset {study.preset}" if study.preset else ""))),
+        answers=tuple(said),
+        figures=_figures(study, shown, found, tolerance, calibration) if pictures else (),
+        tables=tuple(tables),
+        differences=grouped,
+        progress=progress,
+        failed=tuple(f"{o.trial.label}: {o.status}{f', {o.error}' if o.error else ''}"[:300]
+                     for o in outcomes if o.status != "finished"),
+        missing=tuple(missing),
+        command=study.command or "",
+        name=study.name,
+        rows=tuple(found),
+    )
+
+
+def _figures(
+    study: Study, shown: Sequence[Panel], found: Sequence[Row], tolerance: float, calibration: float,
+) -> tuple[Figure, ...]:
+    from spaceless.charts import calibration_chart, panel_chart
+
+    if study.kind == "calibration" and study.truth:
+        drawn = [(calibration_chart(found, study.truth), _calibration_caption(shown, calibration))]
+    else:
+        drawn = [(panel_chart(p, tolerance), _caption(p, tolerance)) for p in shown]
+    return tuple(Figure(spec, caption) for spec, caption in drawn if spec)
+
+
+def _missing(planned: Sequence[Planned], outcomes: Sequence[Outcome]) -> list[str]:
+    tested = {o.trial.id: {e.shuffle_last for e in o.evaluations} for o in outcomes}
+    ended = {o.trial.id for o in outcomes if o.status != "finished"}
+    missing = []
+    for plan in planned:
+        key = plan.trial.id
+        if key not in tested:
+            missing.append(plan.trial.label)
+        elif key not in ended:
+            lacking = [s for s in plan.schemes if s not in tested[key]]
+            if shuffled := [s for s in lacking if s]:
+                missing.append(f"{plan.trial.label}: tested with the last {listed(shuffled)} units shuffled")
+            if 0 in lacking:
+                missing.append(f"{plan.trial.label}: tested clean")
+    return missing
+
+
+def _caption(panel: Panel, tolerance: float) -> str:
+    parts = [f"{panel.title}.", _bands(panel.rows)]
+    if panel.x != "receptive_field" and panel.baseline is not None:
+        parts.append(f"The shaded strip lies within {points(tolerance)} of the baseline.")
+    return " ".join(parts)
+
+
+def _calibration_caption(shown: Sequence[Panel], tolerance: float) -> str:
+    return (
+        "Bars: what geometry says, solid as far as K must be learnable, pale from where only chance is left; the rules "
+        f"repeat the end of the solid bars. The measured largest K is the last before the accuracy falls more than "
+        f"{points(tolerance)} below the baseline. {_bands([r for p in shown for r in p.rows])}"
+    )
+
+
+def _bands(shown: Sequence[Row]) -> str:
+    runs = sorted({r.n for r in shown if r.n})
+    if max(runs, default=0) < 2:
+        return "No band: one run each (n = 1)." if runs else "Nothing is measured yet (n = 0)."
+    n = f"n = {runs[0]}" if len(runs) == 1 else f"n = {runs[0]} to {runs[-1]}"
+    return f"Bands: mean \N{PLUS-MINUS SIGN} standard deviation over runs ({n})."
+
+
+def _facts(outcomes: Sequence[Outcome]) -> tuple[tuple[str, str], ...]:
+    def counted(values: list[str]) -> str:
+        found = Counter(v for v in values if v)
+        lone = len(found) == 1
+        return "; ".join(v if lone else f"{v} ({n} trials)" for v, n in found.most_common())
+
+    seconds = [o.seconds for o in outcomes if o.seconds is not None]
+    started = sorted(o.started for o in outcomes if o.started)
+    names = sorted({name for o in outcomes for name in o.versions})
+    versions = [f"{name} {' / '.join(sorted({o.versions[name] for o in outcomes if name in o.versions}))}"
+                for name in names]
+    facts = (
+        ("Hardware", counted([o.hardware for o in outcomes])),
+        ("Threads", counted([str(o.threads) for o in outcomes if o.threads is not None])),
+        ("Precision", counted([o.precision or "" for o in outcomes])),
+        ("Data", "; ".join(dict.fromkeys(f"{o.data.name} from {o.data.source}" for o in outcomes if o.data))),
+        ("Versions", ", ".join(versions)),
+        ("Trained", started[0] if len(set(started)) == 1 else f"{started[0]} to {started[-1]}" if started else ""),
+        ("Time", f"{duration(sum(seconds))} for {len(seconds)} trials together" if seconds else ""),
+    )
+    return tuple((name, text) for name, text in facts if text)
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as 3 h 12 min, 4 min 5 s or 12.3 s."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def markdown_text(page: Page) -> str:
+    """Return `page` in Markdown: the same answers and tables, without the figures."""
+    parts = [f"# {plain(page.title)}"]
+    for section in page.sections:
+        parts.append(f"## {plain(section.title)}" if len(page.sections) > 1 else "")
+        parts += [plain(text) for text in (section.asks, section.source) if text]
+        for each in section.answers:
+            parts.append(f"**{plain(each.text)}**")
+            parts += [plain(note) for note in each.notes]
+        for table in section.tables:
+            parts += [f"### {plain(table.title)}", markdown_table(table)]
+        texts = [f"{topic}: {text}" for topic, group in section.differences.items() for text in group]
+        for title, items in (("Different from the paper's protocol", texts), ("Not finished", section.failed),
+                             ("Missing", section.missing)):
+            if items:
+                parts += [f"### {title}", "\n".join(f"- {plain(item)}" for item in items)]
+        parts.append(f"{plain(section.progress)}." + (f" Command: {plain(section.command)}" if section.command else ""))
+    if page.problems:
+        parts += ["## Without a result",
+                  "\n".join(f"- {plain(p.where)}: {plain(p.text)}" for p in page.problems)]
+    parts += ["## How it was measured", "\n".join(f"- {name}: {plain(text)}" for name, text in page.facts)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def csv_text(page: Page) -> str:
+    """Return all rows of `page` as CSV: accuracies in percent, counts in units, an empty field for a missing number."""
+    return csv_lines((section.name, row) for section in page.sections for row in section.rows)
+
+
+def write_report(
+    dirs: Sequence[str | Path], html: Path | None = None, csv: Path | None = None, markdown: bool = False, *,
+    study: str | None = None, tolerance: float = TOLERANCE, calibration_tolerance: float = CALIBRATION_TOLERANCE,
+) -> Path | str:
+    """Write the report of `dirs` and return its path, or its text with `markdown`.
+
+    Without any file or Markdown asked for, the page goes to `report.html` in the first folder; with `study` it tells
+    of that study alone. Tolerances are in percentage points. Raises InputError for
+    folders without outcomes and for files that cannot be written.
+    """
+    if html is None and csv is None and not markdown:
+        html = Path(dirs[0]) / "report.html"
+    page = gather(dirs, study, pictures=html is not None, tolerance=tolerance,
+                  calibration_tolerance=calibration_tolerance)
+    if csv is not None:
+        _write(csv, csv_text(page))
+    if html is not None:
+        _write(html, html_text(page))
+    return markdown_text(page) if markdown else html or csv or ""
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False,
+                                         encoding="utf-8", newline="") as file:
+            try:
+                file.write(text)
+                file.flush()
+                Path(file.name).chmod(0o644)
+                Path(file.name).replace(path)
+            except BaseException:
+                Path(file.name).unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        raise InputError(str(path), found=error.strerror, expected="a file that can be written",
+                         cure="choose another place") from error

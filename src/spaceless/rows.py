@@ -1,0 +1,318 @@
+"""From run folders to rows: runs that differ only in their seed are one row, and a missing number stays missing."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from spaceless.errors import InputError
+from spaceless.paper import Experiment, Printed, experiments
+from spaceless.trial import Evaluation, Outcome, Spec, Trial, parse
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_S = TypeVar("_S", bound=Spec)
+
+METHOD_ORDER = ("baseline", "shuffle", "gap_fc", "conv1x1", "channel_shuffle", "strip")
+_LARGEST_FILE = 64 * 2**20  # bytes; an outcome of 1,000 epochs is below 1 MB, so more than this is not one of ours
+
+
+class Planned(Spec, extra="ignore"):
+    """A trial that a study asks for, and the extra test schemes it wants evaluated (None: as trained)."""
+
+    trial: Trial
+    evaluations: tuple[Any, ...] = ()
+
+    @property
+    def schemes(self) -> tuple[int, ...]:
+        """The extra test schemes as numbers of shuffled last units."""
+        found = (e.get("shuffle_last") if isinstance(e, dict) else e for e in self.evaluations)
+        return tuple(s for s in found if isinstance(s, int))
+
+
+class Truth(Spec, extra="ignore"):
+    """What geometry says of one calibration cell.
+
+    Every K up to `learnable_k` can be learnt; from `chance_from_k` on (None: nowhere) accuracy is exactly `chance`
+    (percent). Between the two bounds nothing is claimed.
+    """
+
+    data: str
+    method: str
+    learnable_k: int
+    chance_from_k: int | None = None
+    chance: float
+
+
+class Study(Spec, extra="ignore"):
+    """The manifest of a study, `NAME.study.json`: what was asked and which trials answer it."""
+
+    name: str
+    preset: str | None = None
+    experiment: str | None = None
+    title: str | None = None
+    asks: str | None = None
+    command: str | None = None
+    kind: Literal["study", "calibration"] = "study"
+    planned: tuple[Planned, ...] = ()
+    truth: tuple[Truth, ...] = ()
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A file that could not be used, and why."""
+
+    where: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """All runs of one trial that differ only in the seed, under one test scheme.
+
+    Accuracies and spreads are in percent and percentage points. `top1` is the mean over runs; `spread` the standard
+    deviation over runs (None for fewer than two); `shuffle_spread` the mean over runs of the standard deviation over
+    repeated evaluations (None for single passes). `params` and `macs` are counts, `receptive_field` is in pixels.
+    `images` counts the test images of all runs together. `seeds` are those of the runs that count; runs that failed,
+    diverged or are missing are named by their seeds and never averaged in.
+    """
+
+    trial: Trial
+    shuffle_last: int | None
+    seeds: tuple[int, ...] = ()
+    top1: float | None = None
+    spread: float | None = None
+    shuffle_spread: float | None = None
+    top5: float | None = None
+    passes: int = 0
+    images: int = 0
+    units: int | None = None
+    classes: int | None = None
+    image_size: int | None = None
+    params: int | None = None
+    macs: int | None = None
+    receptive_field: int | None = None
+    failed: tuple[int, ...] = ()
+    diverged: tuple[int, ...] = ()
+    missing: tuple[int, ...] = ()
+    printed: tuple[Printed, ...] = ()
+
+    @property
+    def n(self) -> int:
+        """The number of runs in the mean."""
+        return len(self.seeds)
+
+    @property
+    def paper_top1(self) -> float | None:
+        """The first accuracy that the paper prints for this row, in percent."""
+        return next((p.top1 for p in self.printed if p.top1 is not None), None)
+
+    @property
+    def paper_params(self) -> float | None:
+        """The first parameter count that the paper prints for this row, in millions."""
+        return next((p.params_m for p in self.printed if p.params_m is not None), None)
+
+    @property
+    def difference(self) -> float | None:
+        """Measured minus printed accuracy, in percentage points."""
+        return None if self.top1 is None or self.paper_top1 is None else self.top1 - self.paper_top1
+
+
+def load(dirs: Sequence[str | Path]) -> tuple[list[Outcome], list[Study], list[Problem]]:
+    """Return all outcomes, study manifests and unusable files under `dirs` (run folders or single trial folders).
+
+    A broken file becomes a problem, never an error; of a trial that lies in several folders a finished outcome is
+    kept. Raises InputError for a folder that does not exist.
+    """
+    outcomes: dict[str, Outcome] = {}
+    studies: dict[str, Study] = {}
+    problems: list[Problem] = []
+    for folder in map(Path, dirs):
+        if not folder.is_dir():
+            raise InputError(str(folder), found="no such folder", expected="a run folder or a trial's folder",
+                             cure="name the folder that was given to --out")
+        for path in sorted(folder.glob("*.study.json")):
+            if study := _read(Study, path, problems):
+                studies[study.model_dump_json()] = study
+        for path in sorted([*folder.glob("outcome.json"), *folder.glob("*/outcome.json")]):
+            if outcome := _read(Outcome, path, problems):
+                outcome = _with_evaluations(outcome, path.parent, problems)
+                known = outcomes.get(outcome.trial.id)
+                if known is None or known.status != "finished":
+                    outcomes[outcome.trial.id] = outcome
+    planned = {p.trial.id for s in studies.values() for p in s.planned}
+    for folder in map(Path, dirs):
+        begun = [p.parent for p in sorted([*folder.glob("trial.json"), *folder.glob("*/trial.json")])]
+        problems += [
+            Problem(str(trial), "this trial has begun and has no outcome yet") for trial in begun
+            if not (trial / "outcome.json").exists() and trial.resolve().name not in planned
+        ]
+    return list(outcomes.values()), list(studies.values()), problems
+
+
+def _read(kind: type[_S], path: Path, problems: list[Problem]) -> _S | None:
+    try:
+        if path.stat().st_size > _LARGEST_FILE:
+            raise InputError(str(path), found="a file of this size", expected=f"at most {_LARGEST_FILE} bytes",
+                             cure="move it away")
+        return parse(kind, path.read_text(encoding="utf-8"), str(path))
+    except (InputError, OSError, UnicodeDecodeError) as error:
+        problems.append(Problem(str(path), str(error).removeprefix(str(path)).lstrip(": ")))
+        return None
+
+
+def _with_evaluations(outcome: Outcome, folder: Path, problems: list[Problem]) -> Outcome:
+    schemes = {e.shuffle_last: e for e in outcome.evaluations}
+    for path in sorted(folder.glob("evaluations/*.json")):
+        extra = _read(Evaluation, path, problems)
+        if extra and (extra.shuffle_last not in schemes or len(extra.top1) > len(schemes[extra.shuffle_last].top1)):
+            schemes[extra.shuffle_last] = extra
+    return outcome.model_copy(update={"evaluations": tuple(schemes.values())})
+
+
+def rows(
+    outcomes: Iterable[Outcome], planned: Iterable[Planned] = (), experiment: Experiment | None = None,
+) -> list[Row]:
+    """Return one row per trial (whatever its seeds) and test scheme, with the paper's printed numbers beside.
+
+    `planned` trials and test schemes without an outcome give rows too, with their numbers missing; without a plan
+    every stored test scheme is shown. The printed numbers are those of `experiment`, or of the whole paper.
+    """
+    each = [experiment] if experiment else experiments().values()
+    printed = [p for e in each for p in (e.printed_all if experiment else e.printed) if not whole_curve(p)]
+    groups: dict[str, _Group] = {}
+    for outcome in outcomes:
+        _group(groups, outcome.trial).outcomes.append(outcome)
+    for plan in planned:
+        group = _group(groups, plan.trial)
+        group.schemes.update(plan.schemes)
+        group.planned.add(plan.trial.seed)
+    found = [row for group in groups.values() for row in group.rows(printed)]
+    return sorted(found, key=_order)
+
+
+def whole_curve(printed: Printed) -> bool:
+    """Tell whether a printed number is about a whole line (its best K, or its largest) and not about one trial."""
+    return printed.k is None and printed.only is None and printed.method != "baseline"
+
+
+@dataclass
+class _Group:
+    trial: Trial
+    outcomes: list[Outcome]
+    planned: set[int]
+    schemes: set[int]
+
+    def rows(self, printed: Sequence[Printed]) -> list[Row]:
+        stored = {e.shuffle_last for o in self.outcomes for e in o.evaluations if e.shuffle_last is not None}
+        extra = self.schemes if self.planned else stored
+        return [self._row(scheme, printed) for scheme in (None, *sorted(extra))]
+
+    def _row(self, scheme: int | None, printed: Sequence[Printed]) -> Row:
+        finished = [o for o in self.outcomes if o.status == "finished"]
+        runs = [(o, e) for o in finished for e in o.evaluations if e.shuffle_last == scheme]
+        means = [e.mean for _, e in runs]
+        spreads = [e.spread for _, e in runs if e.spread is not None]
+        fives = [e.top5 for _, e in runs if e.top5 is not None]
+        seeds = {o.trial.seed for o, _ in runs}
+        ended = {status: _seeds(o for o in self.outcomes if o.status == status) for status in ("failed", "diverged")}
+        known = seeds.union(*ended.values())
+        return Row(
+            trial=self.trial,
+            shuffle_last=scheme,
+            seeds=tuple(sorted(seeds)),
+            top1=statistics.fmean(means) if means else None,
+            spread=statistics.stdev(means) if len(means) > 1 else None,
+            shuffle_spread=statistics.fmean(spreads) if spreads else None,
+            top5=statistics.fmean(fives) if fives else None,
+            passes=max((len(e.top1) for _, e in runs), default=0),
+            images=sum(e.images for _, e in runs),
+            units=_first(o.units for o in self.outcomes),
+            classes=_first(o.data.classes if o.data else None for o in self.outcomes),
+            image_size=_first(o.data.image_size if o.data else o.trial.image_size for o in self.outcomes),
+            params=_first(o.params for o in self.outcomes),
+            macs=_first(o.macs for o in self.outcomes),
+            receptive_field=_first(o.receptive_field for o in self.outcomes),
+            failed=ended["failed"],
+            diverged=ended["diverged"],
+            missing=tuple(sorted((self.planned | _set(finished)) - known)),
+            printed=tuple(p for p in printed if p.matches(self.trial, scheme)),
+        )
+
+
+def _group(groups: dict[str, _Group], trial: Trial) -> _Group:
+    alike = trial.model_copy(update={"seed": 0})
+    return groups.setdefault(alike.id, _Group(alike, [], set(), set()))
+
+
+def _set(outcomes: Iterable[Outcome]) -> set[int]:
+    return {o.trial.seed for o in outcomes}
+
+
+def _seeds(outcomes: Iterable[Outcome]) -> tuple[int, ...]:
+    return tuple(sorted(_set(outcomes)))
+
+
+def _first(values: Iterable[int | None]) -> int | None:
+    return next((v for v in values if v is not None), None)
+
+
+def _order(row: Row) -> tuple[Any, ...]:
+    trial = row.trial
+    return (
+        _natural(trial.model), _natural(trial.data), trial.image_size or 0, trial.width, trial.train_images or 0,
+        trial.recipe.augment, trial.recipe.name, METHOD_ORDER.index(trial.method), trial.downsample,
+        trial.only is not None, trial.k, -(trial.only or 0), trial.strip,
+        -1 if row.shuffle_last is None else row.shuffle_last, trial.id,
+    )
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def frame(dirs: str | Path | Sequence[str | Path]) -> pd.DataFrame:
+    """Return a tidy data frame of all outcomes under `dirs`, one line per outcome and test scheme.
+
+    Accuracies (`top1`, `top5`) and `spread` over repeats are in percent; what was not measured is missing (NaN or
+    NA), also for trials that failed. Raises InputError for a folder that does not exist.
+    """
+    import pandas as pd
+
+    outcomes, _, _ = load([dirs] if isinstance(dirs, str | Path) else dirs)
+    lines = [_line(o, e) for o in outcomes for e in (o.evaluations or (None,))]
+    table = pd.DataFrame(lines, columns=list(_COLUMNS))
+    return table.astype(_COLUMNS)
+
+
+_COLUMNS = {
+    **dict.fromkeys(("id", "model", "data", "method"), "object"),
+    **dict.fromkeys(("k", "only", "strip"), "Int64"), "downsample": "object",
+    **dict.fromkeys(("image_size", "train_images", "seed"), "Int64"),
+    "width": "float64", "recipe": "object", "epochs": "Int64", "augment": "object", "status": "object",
+    "shuffle_last": "Int64", "repeats": "Int64", "images": "Int64",
+    **dict.fromkeys(("top1", "spread", "top5"), "float64"),
+    **dict.fromkeys(("params", "macs", "receptive_field"), "Int64"),
+    "seconds": "float64", "precision": "object", "error": "object",
+}
+
+
+def _line(outcome: Outcome, evaluation: Evaluation | None) -> dict[str, Any]:
+    trial, data = outcome.trial, outcome.data
+    line: dict[str, Any] = {name: getattr(trial, name) for name in _COLUMNS if name in Trial.model_fields}
+    line |= {name: getattr(outcome, name) for name in _COLUMNS if name in Outcome.model_fields and name != "data"}
+    line |= {"id": trial.id, "recipe": trial.recipe.name, "epochs": trial.recipe.epochs,
+             "augment": trial.recipe.augment, "downsample": trial.downsample if trial.method == "conv1x1" else None,
+             "image_size": data.image_size if data else trial.image_size,
+             "train_images": data.train_images if data else trial.train_images}
+    if evaluation is not None:
+        line |= {"shuffle_last": evaluation.shuffle_last, "repeats": len(evaluation.top1), "top1": evaluation.mean,
+                 "images": evaluation.images, "spread": evaluation.spread, "top5": evaluation.top5}
+    else:
+        line["repeats"] = None
+    return line

@@ -1,0 +1,256 @@
+"""Findings as words: number formats, the answer of a panel in a sentence, and what to know with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from spaceless.findings import (
+    ARROW,
+    DASH,
+    MINUS,
+    FreeK,
+    Panel,
+    Verdict,
+    free_ks,
+    scheme_name,
+    standard_error,
+)
+from spaceless.paper import Experiment
+from spaceless.rows import Row, whole_curve
+
+_PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
+_FIXED = "\N{NO-BREAK SPACE}"
+_COMPRESSING = ("gap_fc", "conv1x1", "strip")
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """Return a number with `digits` decimals, or an en dash for a missing one."""
+    return DASH if value is None else f"{value:,.{digits}f}".replace("-", MINUS)
+
+
+def signed(value: float | None, digits: int = 2) -> str:
+    """Return a difference with its sign, or an en dash for a missing one."""
+    return DASH if value is None else f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", MINUS)  # never -0.0
+
+
+def with_spread(value: float | None, spread: float | None, digits: int = 2) -> str:
+    """Return `73.91 +- 0.21`, without the spread where there is none."""
+    text = number(value, digits)
+    return text if value is None or spread is None else f"{text}{_FIXED}{_PLUS_MINUS}{_FIXED}{number(spread, digits)}"
+
+
+def millions(count: int | None) -> str:
+    """Return a count such as 23.5 M or 53.2 k."""
+    if count is None:
+        return DASH
+    return f"{count / 1e6:,.1f}{_FIXED}M" if count >= 1e6 else f"{count / 1e3:,.1f}{_FIXED}k"
+
+
+def listed(values: Iterable[int]) -> str:
+    """Return whole numbers as short ranges: 1, 3-5."""
+    runs: list[list[int]] = []
+    for value in sorted(values):
+        if runs and value == runs[-1][-1] + 1:
+            runs[-1].append(value)
+        else:
+            runs.append([value])
+    return ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]}{DASH if len(r) > 2 else ', '}{r[-1]}" for r in runs)
+
+
+def points(value: float) -> str:
+    """Return `1 point`, `2.5 points`."""
+    return f"{value:g} point" if value == 1 else f"{value:g} points"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The finding of one panel in a sentence, and what a careful reader should know with it."""
+
+    text: str
+    notes: tuple[str, ...] = ()
+
+
+def answer(panel: Panel, tolerance: float, experiment: Experiment | None = None) -> Answer:
+    """Return what `panel` says, computed from its numbers; `tolerance` is in percentage points of accuracy."""
+    if panel.x == "receptive_field":
+        return _receptive(panel, tolerance)
+    if panel.x == "kept":
+        return _kept(panel)
+    base = panel.baseline
+    if base is None or base.top1 is None:
+        return Answer(f"{panel.title}: the baseline (K = 0) is missing, so nothing follows yet.")
+    if panel.chance is not None and base.images:
+        limit = panel.chance + 3 * standard_error(panel.chance, base.images)
+        if base.top1 - tolerance <= limit:
+            return Answer(f"{panel.title}: the baseline itself reaches only {base.top1:.1f} %, too near to chance "
+                          f"({panel.chance:.1f} %) for anything to follow within {points(tolerance)}.")
+    kinds = {"k": _over_k, "only": _single, "shuffled": _mismatch}
+    found = kinds[panel.x](panel, base, base.top1, tolerance)
+    return Answer(found.text, (*found.notes, *_paper_notes(panel, experiment)))
+
+
+def _over_k(panel: Panel, base: Row, top1: float, tolerance: float) -> Answer:
+    free = [f for f in free_ks(panel, tolerance) if f.measured]
+    if not free:
+        return Answer(
+            f"{panel.title}: only the baseline is measured, {with_spread(top1, base.spread)} %, n = {base.n}.")
+    best = max(free, key=lambda f: (f.k, f.row.trial.method in _COMPRESSING, -(f.row.params or 0)))
+    if best.k == 0:
+        measured = listed({k for f in free for k in f.measured})
+        text = (f"{panel.title}: no measured K ({measured}) stays within {points(tolerance)} of the baseline's "
+                f"{with_spread(top1, base.spread)} %.")
+        return Answer(text, _certainty(base, base))
+    saved = ""
+    if best.row.params and base.params and best.row.params != base.params:
+        share = round(100 * (best.row.params / base.params - 1))
+        saved = f"{millions(best.row.params)} parameters instead of {millions(base.params)} "
+        saved += f"({signed(share, 0)}{_FIXED}%), "
+    text = (
+        f"{panel.title}: {_freed(best)} within {points(tolerance)} ({best.series}): {saved}accuracy "
+        f"{with_spread(best.row.top1, best.row.spread)} against {with_spread(top1, base.spread)}, "
+        f"{_runs(best.row, base)}."
+    )
+    return Answer(text, (*_by_series(free), *_certainty(best.row, base)))
+
+
+def _freed(best: FreeK) -> str:
+    of = f" of {best.row.units}" if best.row.units else ""
+    one = best.k == 1
+    who = f"the last{of} units" if one and of else "the last unit" if one else f"the last {best.k}{of} units"
+    return who + {
+        "channel_shuffle": " bears" if one else " bear", "strip": " can",
+    }.get(best.row.trial.method, " needs" if one else " need") + {
+        "channel_shuffle": " a random order of channels", "strip": " be left out",
+    }.get(best.row.trial.method, " no space")
+
+
+def _runs(row: Row, base: Row) -> str:
+    return f"n = {row.n}" if row.n == base.n else f"n = {row.n} against {base.n}"
+
+
+def _certainty(row: Row, base: Row) -> tuple[str, ...]:
+    if min(row.n, base.n) > 1 or row.top1 is None:
+        return ()
+    each = row.images // row.n
+    error = standard_error(row.top1, each)
+    return (f"A lone run has no spread; its {each:,} test images alone leave a standard error of {error:.1f} points.",)
+
+
+def _by_series(free: Sequence[FreeK]) -> tuple[str, ...]:
+    notes = []
+    if len(free) > 1:
+        notes.append("Largest K by method: " + "; ".join(f"{f.series}: {f.k}" for f in free) + ".")
+    gaps = [f"{f.series} K = {listed(f.unmeasured)}" for f in free if f.unmeasured]
+    if gaps:
+        notes.append("Smaller K that were not measured: " + "; ".join(gaps) + ".")
+    again = [f"{f.series} K = {listed(f.again)}" for f in free if f.again]
+    if again:
+        notes.append("Within the tolerance again although a smaller K is not: " + "; ".join(again) + ".")
+    return tuple(notes)
+
+
+def _single(panel: Panel, base: Row, top1: float, tolerance: float) -> Answer:
+    parts, lone = [], base
+    for name in dict.fromkeys(panel.series(r) for r in panel.rows if r.trial.only):
+        line = {r.trial.only or 0: r for r in panel.rows if r.trial.only and panel.series(r) == name}
+        drops = {unit: top1 - r.top1 for unit, r in line.items() if r.top1 is not None}
+        if drops:
+            free = [unit for unit, drop in drops.items() if drop <= tolerance]
+            worst = max(drops, key=lambda unit: drops[unit])
+            lone = line[worst]
+            parts.append(
+                f"{name} in one unit alone costs at most {points(tolerance)} in "
+                + (f"unit {listed(free)}" if len(free) == 1 else f"units {listed(free)}" if free else "no unit")
+                + f" and most in unit {worst} ({number(max(0.0, drops[worst]), 1)} points)"
+            )
+    text = "; ".join(parts) or "no modified unit is measured"
+    return Answer(f"{panel.title}: {text}. Baseline {with_spread(top1, base.spread)} %, {_runs(lone, base)}.",
+                  _certainty(lone, base))
+
+
+def _kept(panel: Panel) -> Answer:
+    line = {r.trial.k - r.trial.strip: r for r in panel.rows if r.trial.method != "baseline" and r.top1 is not None}
+    if len(line) < 2:
+        return Answer(f"{panel.title}: fewer than two depths are measured.")
+    most, least = line[max(line)], line[min(line)]
+    base = panel.baseline
+    text = (f"{panel.title}: with {max(line)} modified units left, accuracy is {with_spread(most.top1, most.spread)}, "
+            f"with {min(line) or 'none'} it is {with_spread(least.top1, least.spread)}, {_runs(most, least)}")
+    if base is not None:
+        text += f"; the baseline has {with_spread(base.top1, base.spread)}"
+    return Answer(text + ".", _certainty(most, least))
+
+
+def _mismatch(panel: Panel, base: Row, top1: float, tolerance: float) -> Answer:
+    found = {(scheme_name(r), r.trial.k or r.shuffle_last): r for r in panel.rows if r.top1 is not None}
+    schemes = tuple(ARROW.join(s) for s in (("shuffled", "shuffled"), ("shuffled", "clean"), ("clean", "shuffled")))
+    ks = [k for scheme, k in found if scheme == schemes[2] and k]
+    held = [k for k in ks if (r := found.get((schemes[0], k))) and r.top1 is not None and r.top1 >= top1 - tolerance]
+    if not ks:
+        return Answer(f"{panel.title}: the baseline was not tested under shuffling.")
+    k = max(held, default=min(ks))
+    both, clean, only_test = (found.get((scheme, k)) for scheme in schemes)
+    chance = "" if panel.chance is None else f" (chance {panel.chance:.1f})"
+    text = (f"{panel.title}: with the last {k} units shuffled only in the test, accuracy falls from {top1:.1f} to "
+            f"{number(only_test.top1 if only_test else None, 1)}{chance}")
+    if both or clean:
+        text += (f"; trained with the shuffle it is {number(both.top1 if both else None, 1)} with and "
+                 f"{number(clean.top1 if clean else None, 1)} without shuffling in the test")
+    return Answer(f"{text}. {_runs(both or base, base)}.", _certainty(both or base, base))
+
+
+def _receptive(panel: Panel, tolerance: float) -> Answer:
+    parts, unknown = [], []
+    for size in sorted({r.image_size or 0 for r in panel.rows}):
+        line = [r for r in panel.rows if (r.image_size or 0) == size and r.top1 is not None]
+        base = next((r for r in line if r.trial.method == "baseline"), None)
+        if base is None or base.top1 is None or any(r.receptive_field is None for r in line):
+            unknown.append(f"{size}")
+            continue
+        field = base.receptive_field
+        for row in sorted(line, key=lambda r: -(r.receptive_field or 0)):
+            if row.top1 is None or row.top1 < base.top1 - tolerance:
+                break
+            field = row.receptive_field
+        parts.append(f"{field} pixels for images of {size}")
+    lacking = f"The baseline or a receptive field is missing for images of {', '.join(unknown)} pixels."
+    notes = (lacking,) if unknown else ()
+    if not parts:
+        return Answer(f"{panel.title}: nothing follows yet.", notes)
+    runs = sorted({r.n for r in panel.rows if r.n})
+    return Answer(f"{panel.title}: the accuracy stays within {points(tolerance)} of the baseline down to a receptive "
+                  f"field of {', of '.join(parts)}, n = {listed(runs)}.", notes)
+
+
+def _paper_notes(panel: Panel, experiment: Experiment | None) -> list[str]:
+    largest: dict[str, list[str]] = {}
+    notes = []
+    for printed in experiment.printed_all if experiment else ():
+        line = [r for r in panel.rows if r.top1 is not None and printed.matches(r.trial, r.shuffle_last)]
+        if not line or not whole_curve(printed):
+            continue
+        name = panel.series(line[0])
+        if printed.largest_k is not None:
+            largest.setdefault(printed.source, []).append(f"{name}: {printed.largest_k}")
+        elif printed.top1 is not None:
+            best = max(line, key=lambda r: r.top1 or 0.0)
+            notes.append(f"Best of all measured K with {name}: {with_spread(best.top1, best.spread)} at "
+                         f"K = {best.trial.k}, n = {best.n}; the paper prints {printed.top1:.2f} ({printed.source}).")
+    what = "Single last units that bear it" if panel.x == "only" else "Largest K"
+    return [f"{what} in the paper ({source}): {'; '.join(parts)}." for source, parts in largest.items()] + notes
+
+
+def calibration_answer(found: Sequence[Verdict]) -> Answer:
+    """Return in a sentence whether measured and true largest K agree."""
+    agree = sum(v.agrees is True for v in found)
+    unknown = sum(v.agrees is None for v in found)
+    cells = [c for v in found for c in v.chance_cells]
+    text = f"Measured and true largest K agree in {agree} of {len(found)} cells"
+    text += f"; {unknown} not complete yet." if unknown else "."
+    if cells:
+        near = sum(abs(c.deviation) <= 3 for c in cells)
+        most = max(abs(c.deviation) for c in cells)
+        text += (f" Where geometry says chance, {near} of {len(cells)} accuracies lie within 3 standard errors of it "
+                 f"(the farthest at {most:.1f}).")
+    return Answer(text)

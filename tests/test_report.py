@@ -1,0 +1,310 @@
+"""The report: one offline page that says what was measured, whatever is in the files."""
+
+import csv
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+
+from made_outcomes import calibration, manifest, outcome, store
+from spaceless.errors import InputError
+from spaceless.page import html_text, script_json
+from spaceless.paper import PRESETS, experiment
+from spaceless.protocol import differences
+from spaceless.report import answers, csv_text, duration, gather, markdown_text, write_report
+from spaceless.trial import RECIPES
+from spaceless.wording import listed, number, signed
+
+FIXED = "\N{NO-BREAK SPACE}"
+HOSTILE = [
+    "<script>alert(1)</script>", "</script><script>alert(1)</script>", "<img src=x onerror=alert(1)>", "<!-- ", "-->",
+    "\"><svg onload=alert(1)>", "' onmouseover='alert(1)", "{{ 7 * 7 }}", "{% include 'x' %}", "javascript:alert(1)",
+    "</style><style>*{display:none}", "<![CDATA[", "&lt;b&gt;", "<base href=//evil>", "<iframe srcdoc=x>",
+    "\u2028\u2029", "datum['x']", "<a href='http://evil'>", "]]>", "| a | b |", "`x` **y** [z](http://evil)", "=1+1",
+    "<link rel=x>",
+]
+
+
+class _Elements(HTMLParser):
+    """Counts elements, collects their attributes and the text outside of scripts and styles."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags, self.attributes, self.text, self.scripts, self._in = [], [], "", [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, *pair) for pair in attrs]
+        self._in = tag if tag in ("script", "style") else ""
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_endtag(self, tag):
+        self._in = ""
+
+    def handle_data(self, data):
+        if self._in == "script":
+            self.scripts[-1] += data
+        elif not self._in:
+            self.text += data
+
+
+def _study(root, accuracy, method="conv1x1", name="fig2-vgg16", **fields):
+    """Store one run per accuracy, of K = 0, 1, ...; every unit saves 2 M of 34 M parameters."""
+    made = [outcome(method if k else "baseline", k, seed=s, top1=t, params=34_000_000 - 2_000_000 * k)
+            for k, ts in accuracy.items() for s, t in enumerate(ts)]
+    store(root, *made)
+    manifest(root, name, list(made), **{"experiment": name, **fields})
+    return made
+
+
+def test_the_answer_is_computed(tmp_path):
+    _study(tmp_path, {0: (74.0, 75.0, 76.0), 5: (74.0, 74.5, 75.0), 7: (60.0, 61.0, 62.0)})
+    (first, *_) = answers([tmp_path], "fig2-vgg16")
+    assert first.replace(FIXED, " ") == (
+        "vgg16 on cifar100: the last 5 of 13 units need no space within 1 point (1x1 Conv): 24.0 M parameters instead "
+        "of 34.0 M (−29 %), accuracy 74.50 ± 0.50 against 75.00 ± 1.00, n = 3.")
+
+
+def test_the_answer_of_a_lone_run_says_how_sure_it_is(tmp_path):
+    _study(tmp_path, {0: (75.0,), 1: (75.0,)})
+    first, *notes = answers([tmp_path], "fig2-vgg16")
+    assert "the last of 13 units needs no space" in first
+    assert first.endswith("n = 1.")
+    assert "±" not in first
+    assert any("standard error of 0.4 points" in note for note in notes)  # 100 sqrt(0.75 * 0.25 / 10,000)
+
+
+@pytest.mark.parametrize(("accuracy", "said"), [
+    ({0: (74.0,), 1: (60.0,), 2: (50.0,)}, "no measured K (1, 2) stays within 1 point"),
+    ({1: (74.0,)}, "the baseline (K = 0) is missing"),
+    ({0: (1.2,), 1: (1.1,)}, "too near to chance (1.0 %)"),
+    ({0: (74.0,)}, "only the baseline is measured"),
+])
+def test_an_honest_answer_where_nothing_follows(tmp_path, accuracy, said):
+    _study(tmp_path, accuracy)
+    assert said in answers([tmp_path], "fig2-vgg16")[0].replace(FIXED, " ")
+
+
+def test_answers_of_the_other_figures(tmp_path):
+    base = outcome(top1=74.0, extra={3: (1.0, 1.0)})
+    mixed = outcome("shuffle", 3, top1=(73.5, 73.7), extra={0: (73.5,)})
+    only = [outcome("shuffle", only=u, top1=t) for u, t in ((13, 73.9), (12, 73.5), (1, 30.0))]
+    kept = [outcome("conv1x1", 6, strip=s, top1=61.0 - s) for s in (0, 6)]
+    for name, made in (("mixed", [base, mixed]), ("only", [outcome(top1=74.0), *only]), ("kept", kept)):
+        manifest(store(tmp_path / name, *made), name, made)
+    said = {name: answers([tmp_path / name], name)[0].replace(FIXED, " ") for name in ("mixed", "only", "kept")}
+    assert "the last 3 units shuffled only in the test, accuracy falls from 74.0 to 1.0 (chance 1.0)" in said["mixed"]
+    assert "it is 73.6 with and 73.5 without shuffling" in said["mixed"]
+    assert "at most 1 point in units 12, 13 and most in unit 1 (44.0 points)" in said["only"]
+    assert "with 6 modified units left, accuracy is 61.00, with none it is 55.00" in said["kept"]
+
+
+def test_the_calibration_is_judged_and_shown(tmp_path):
+    calibration(tmp_path, {0: (99.0, 99.0), 1: (99.0, 98.0), 2: (25.0, 26.0)}, learnable=1, chance_from=2)
+    page = gather([tmp_path])
+    (section,) = page.sections
+    assert section.answers[0].text.startswith("Measured and true largest K agree in 1 of 1 cells.")
+    assert "1 of 1 accuracies lie within 3 standard errors" in section.answers[0].text
+    line = section.tables[0].lines[0]
+    assert line[:7] == ("arrangement-5", "Shuffle Conv", "1", "2", "1", "agrees", "2")
+    assert line[7] == "K = 2: 25.5 (+0.5 s.e.)"  # 0.5 points in units of 100 sqrt(0.1875 / 2000) = 0.968
+    assert "more than 5 points" in section.figures[0].caption
+
+
+def test_a_study_of_forty_trials_is_shown_whole(tmp_path):
+    plan = experiment("fig2-vgg16").trials(PRESETS["smoke"])
+    assert len(plan) == 40
+    made = [outcome(top1=60.0).model_copy(update={"trial": p.trial}) for p in plan]
+    store(tmp_path, *made[:-1])
+    manifest(tmp_path, "fig2-vgg16", [p.trial for p in plan], experiment="fig2-vgg16")
+    (section,) = gather([tmp_path]).sections
+    assert len(section.tables[0].lines) == 40
+    assert section.missing == (plan[-1].trial.label,)
+    assert section.progress == "39 of 40 planned trials finished"
+    assert any("0.125 times" in text for text in section.differences["Network"])
+    last = next(line for line in section.tables[0].lines if line[0] == "1x1 Conv" and line[1] == "13")
+    assert last[2:4] == ("–", "–")
+    assert "0" in last  # n = 0 is shown
+    assert "seed 0 missing" in last
+
+
+def test_the_page_is_one_file_that_asks_for_nothing(tmp_path):
+    _study(tmp_path, {0: (74.0, 75.0), 1: (74.0, 75.0), 2: (70.0, 71.0)})
+    path = write_report([tmp_path], html=tmp_path / "out" / "page.html")
+    text = path.read_text(encoding="utf-8")
+    assert path.stat().st_size < 5e6
+    found = _Elements(text)
+    assert text.startswith("<!doctype html>")
+    assert found.tags.count("svg") == 1  # the picture is there before any script runs
+    asking = {"src", "srcset", "href", "xlink:href", "action", "data", "poster", "ping", "background", "formaction"}
+    assert [a for a in found.attributes if a[1] in asking and not a[2].startswith("#")] == []
+    assert [a for a in found.attributes if a[1].startswith("on")] == []
+    assert not {"link", "img", "iframe", "object", "embed", "base", "form"} & set(found.tags)
+    addressed = [a for a in found.attributes if "http" in (a[2] or "") and not a[1].startswith("xmlns")]
+    assert [a for a in addressed if a[2] not in ("Content-Security-Policy",)] == []
+    policy = next(a[2] for a in found.attributes if a[1] == "content" and "default-src" in a[2])
+    assert "default-src 'none'" in policy
+    assert "script-src 'sha256-" in policy
+    assert "unsafe-inline" not in policy.split("script-src")[1]
+    for needed in ("prefers-color-scheme: dark", "@media print", "max-width: 560px", "tabular-nums"):
+        assert needed in text
+    for shown in ("74.50", "74.12", "spaceless study fig2-vgg16", "2 cores", "torch 2.15.0", "n = 2", "6 min 0 s"):
+        assert shown in found.text
+
+
+def test_hostile_text_never_becomes_markup(tmp_path):
+    plain, rough = tmp_path / "plain", tmp_path / "rough"
+    for root, texts in ((plain, ["harmless", "tame", *["harmless"] * len(HOSTILE)]), (rough, HOSTILE)):
+        made = [outcome(model=f"timm:{t}", data=t, note=t, recipe=RECIPES["control"]) for t in sorted(set(texts))]
+        made += [outcome("shuffle", 1, model=o.trial.model, data=o.trial.data, recipe=RECIPES["control"]) for o in made]
+        made.append(outcome("gap_fc", 1, status="failed", seed=9).model_copy(update={
+            "error": texts[1], "hardware": texts[2], "versions": {texts[0]: texts[3]}, "notes": (texts[4],)}))
+        store(root, *made)
+        manifest(root, "study", list(made), title=texts[0], asks=texts[1], command=texts[5], preset=texts[6])
+        broken = root / "zz"
+        broken.mkdir()
+        (broken / "outcome.json").write_text(json.dumps({"trial": texts[0]}))
+    page = gather([rough])
+    text = html_text(page)
+    found, usual = _Elements(text), _Elements(html_text(gather([plain])))
+    assert set(found.tags) == set(usual.tags)
+    assert {a[:2] for a in found.attributes} == {a[:2] for a in usual.attributes}
+    figures = [f for s in page.sections for f in s.figures]
+    specs = [s for s in found.scripts if s.startswith("{")]
+    assert len(figures) == len(specs) == len(found.scripts) - 2 == len(set(HOSTILE))
+    assert [json.loads(s) for s in specs] == [f.spec for f in figures]
+    assert not any("<" in s for s in specs)
+    assert "{{ 7 * 7 }}" in found.text
+    assert all(h in found.text for h in HOSTILE[:3])
+    assert "<script>" not in markdown_text(page)
+
+
+def test_script_json_cannot_end_its_element():
+    text = script_json({"a": "</script><!-- & \u2028"})
+    assert not set("<>&") & set(text)
+    assert json.loads(text) == {"a": "</script><!-- & \u2028"}
+    with pytest.raises(ValueError, match="JSON"):
+        script_json(float("nan"))
+
+
+def test_broken_files_and_failures_are_named_on_the_page(tmp_path):
+    made = _study(tmp_path, {0: (74.0,), 1: (73.5,)})
+    (tmp_path / made[1].trial.id / "outcome.json").write_text("{")
+    store(tmp_path, outcome("gap_fc", 3, status="diverged"))
+    text = _Elements(html_text(gather([tmp_path]))).text
+    assert f"{made[1].trial.id}/outcome.json" in text
+    assert made[1].trial.label in text
+    assert "vgg16 gap_fc K=3 cifar100 seed 0: diverged, loss is not finite" in text
+
+
+def test_trials_and_tests_that_no_study_planned_are_shown_too(tmp_path):
+    made = _study(tmp_path, {0: (74.0,), 1: (73.5,)})
+    folder = tmp_path / made[0].trial.id / "evaluations"
+    folder.mkdir()
+    (folder / "x.json").write_text('{"shuffle_last": 2, "images": 100, "top1": [1.0, 2.0]}')
+    first, rest = gather([tmp_path]).sections
+    assert all(r.shuffle_last is None for r in first.rows)
+    assert rest.title == "Further trials"
+    assert [(r.shuffle_last, r.top1) for r in rest.rows] == [(None, 74.0), (2, 1.5)]
+    assert len(gather([tmp_path], "fig2-vgg16").sections) == 1
+
+
+def test_csv_is_exact_and_empty_where_nothing_was_measured(tmp_path):
+    made = _study(tmp_path, {0: (74.0, 75.0), 2: (73.0,)})
+    store(tmp_path, outcome("conv1x1", 2, seed=1, status="failed"))
+    manifest(tmp_path, "fig2-vgg16", [*made, outcome("conv1x1", 2, seed=1).trial], experiment="fig2-vgg16")
+    base, two = csv.DictReader(io.StringIO(csv_text(gather([tmp_path], pictures=False))))
+    assert (base["top1"], base["n"], base["paper_top1"], base["seeds"]) == ("74.5", "2", "74.12", "0 1")
+    assert float(base["spread"]) == pytest.approx(0.5**0.5)
+    assert (two["top1"], two["spread"], two["failed"], two["params"]) == ("73.0", "", "1", "30000000")
+
+
+def test_markdown_holds_the_same_table(tmp_path):
+    _study(tmp_path, {0: (74.0, 75.0), 5: (73.0, 73.0)})
+    text = write_report([tmp_path], markdown=True)
+    assert isinstance(text, str)
+    line = next(line for line in text.splitlines() if line.startswith("| 1x1 Conv"))
+    assert [c.strip() for c in line.strip("|").split("|")] == [
+        "1x1 Conv", "5", "73.00", "0.00", "2", "74.06", "−1.06", "24.00", "23.53", "314.00"]
+    assert not list(tmp_path.glob("*.html"))
+
+
+def test_the_default_page_lies_in_the_first_folder(tmp_path):
+    _study(tmp_path, {0: (74.0,), 1: (73.5,)})
+    assert write_report([tmp_path]) == tmp_path / "report.html"
+    before = (tmp_path / "report.html").read_bytes()
+    write_report([tmp_path])
+    assert (tmp_path / "report.html").read_bytes() == before  # the same runs give the same bytes
+    assert not list(tmp_path.glob(".report*"))
+
+
+def test_bad_folders_and_names_are_bad_input(tmp_path):
+    with pytest.raises(InputError, match=r"no outcome\.json"):
+        write_report([tmp_path])
+    _study(tmp_path, {0: (74.0,)})
+    with pytest.raises(InputError, match="fig2-vgg16"):
+        answers([tmp_path], "fig2-vgg61")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="choose another place"):
+        write_report([tmp_path], csv=tmp_path / "file" / "x.csv")
+
+
+def test_what_differs_from_the_papers_protocol():
+    trial = outcome("shuffle", 3, width=0.5, train_images=1000, top1=(70.0,) * 20, recipe=RECIPES["smoke"]).trial
+    found = {d.topic: [] for d in differences(trial, experiment("fig2-vgg16"))}
+    for each in differences(trial, experiment("fig2-vgg16")):
+        found[each.topic].append(each.text)
+    assert found == {
+        "Network": ["Every layer has 0.5 times the paper's channels."],
+        "Data": ["Training images: 1,000 instead of all."],
+        "Training": ["Recipe smoke: epochs 8 instead of 200, schedule one cycle instead of step."],
+        "Test": ["Models that shuffle are evaluated 20 times instead of 200."],
+    }
+    own = outcome("shuffle", 3, top1=(70.0,) * 200, recipe=RECIPES["paper"]).trial
+    assert differences(own, experiment("fig2-vgg16")) == []
+    assert differences(outcome(data="texture").trial, None) == []
+
+
+def test_seeds_notes_and_precision_are_told(tmp_path):
+    made = [outcome(seed=s, note="Made again from parquet.").model_copy(update={"precision": "bf16"}) for s in (0, 1)]
+    store(tmp_path, *made)
+    manifest(tmp_path, "fig2-vgg16", list(made), experiment="fig2-vgg16")
+    (section,) = gather([tmp_path]).sections
+    assert section.differences["Data"] == ("Made again from parquet.",)
+    assert "bf16" in section.differences["Precision"][0]
+    assert "seed 0, 1" in section.differences["Runs"][0]
+
+
+def test_numbers_as_words():
+    assert (number(None), number(74.123), number(-0.5, 1)) == ("–", "74.12", "−0.5")
+    assert (signed(None), signed(0.061), signed(-1.0), signed(-0.001)) == ("–", "+0.06", "−1.00", "+0.00")
+    assert (listed([1, 2, 3, 5]), listed([4, 5]), listed([])) == ("1–3, 5", "4, 5", "")
+    assert (duration(12.34), duration(245), duration(11_530)) == ("12.3 s", "4 min 5 s", "3 h 12 min")
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
+def test_a_browser_draws_the_chart_and_complains_of_nothing(tmp_path):
+    _study(tmp_path, {0: (74.0, 75.0), 1: (74.0, 75.0), 2: (70.0, 71.0)})
+    page = write_report([tmp_path])
+    ran = subprocess.run(
+        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync", "--no-first-run", f"--user-data-dir={tmp_path / 'user'}",
+         "--enable-logging=stderr", "--v=0", "--virtual-time-budget=4000", "--dump-dom", page.as_uri()],
+        capture_output=True, text=True, timeout=60, check=True)
+    assert not re.search(r"CONSOLE", ran.stderr), ran.stderr
+    figure = ran.stdout.split("<figure")[1].split("</figure")[0]
+    assert 'class="answers"' in figure  # the script has put the picture that answers in the place of the still one
+    assert figure.count("<svg") == 1
+
+
+def test_the_report_side_imports_no_torch():
+    code = "import sys, spaceless.report, spaceless.charts; print([m for m in ('torch', 'altair') if m in sys.modules])"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"

@@ -1,0 +1,207 @@
+"""Rows: hand-worked means and spreads, and nothing that is missing becomes a number."""
+
+import math
+
+import pytest
+
+from made_outcomes import calibration, manifest, outcome, store
+from spaceless.errors import InputError
+from spaceless.findings import free_ks, panels, standard_error, verdicts
+from spaceless.paper import experiment
+from spaceless.rows import Planned, frame, load, rows
+from spaceless.trial import RECIPES, Evaluation, Trial
+
+
+def test_runs_that_differ_only_in_their_seed_are_one_row():
+    found = rows([outcome(seed=s, top1=t) for s, t in enumerate((73.0, 74.0, 75.0))])
+    (row,) = found
+    assert (row.n, row.seeds, row.top1, row.spread) == (3, (0, 1, 2), 74.0, 1.0)
+    assert row.shuffle_spread is None
+    assert (row.images, row.classes, row.params, row.units) == (30_000, 100, 34_000_000, 13)
+
+
+def test_the_spread_over_shuffles_is_the_mean_over_runs_of_their_own():
+    # standard deviations of (70, 72) and (71, 75): sqrt(2) and 2 sqrt(2); the means are 71 and 73
+    made = [outcome("shuffle", 3, seed=0, top1=(70.0, 72.0)), outcome("shuffle", 3, seed=1, top1=(71.0, 75.0))]
+    (row,) = rows(made)
+    assert row.top1 == 72.0
+    assert row.spread == pytest.approx(math.sqrt(2))
+    assert row.shuffle_spread == pytest.approx(1.5 * math.sqrt(2))
+
+
+def test_a_lone_run_has_no_spread():
+    (row,) = rows([outcome(top1=74.0)])
+    assert (row.n, row.spread, row.shuffle_spread) == (1, None, None)
+
+
+@pytest.mark.parametrize("other", [
+    {"width": 0.5}, {"train_images": 100}, {"image_size": 64}, {"recipe": RECIPES["smoke"]}, {"data": "cifar10"},
+    {"method": "conv1x1", "k": 1},
+], ids=str)
+def test_what_differs_in_more_than_the_seed_is_another_row(other):
+    assert len(rows([outcome(), outcome(seed=1, **other)])) == 2
+
+
+def test_failed_diverged_and_missing_runs_are_named_and_never_averaged_in():
+    made = [outcome("gap_fc", 2, seed=0, top1=70.0), outcome("gap_fc", 2, seed=1, status="failed"),
+            outcome("gap_fc", 2, seed=2, status="diverged")]
+    plan = [Planned(trial=made[0].trial.model_copy(update={"seed": s})) for s in range(5)]
+    (row,) = rows(made, plan)
+    assert (row.top1, row.spread, row.n) == (70.0, None, 1)
+    assert (row.failed, row.diverged, row.missing) == ((1,), (2,), (3, 4))
+
+
+def test_a_planned_trial_without_an_outcome_is_a_row_of_missing_numbers():
+    (row,) = rows([], [Planned(trial=outcome("gap_fc", 2).trial)])
+    assert (row.top1, row.params, row.n, row.missing) == (None, None, 0, (0,))
+
+
+def test_a_planned_test_scheme_without_an_evaluation_is_missing():
+    base = outcome(extra={3: (1.0, 1.2)})
+    found = {r.shuffle_last: r for r in rows([base], [Planned(trial=base.trial, evaluations=(3, 5))])}
+    assert found[3].top1 == pytest.approx(1.1)
+    assert (found[5].top1, found[5].missing) == (None, (0,))
+
+
+def test_the_papers_numbers_stand_beside():
+    found = rows([outcome(top1=74.5), outcome("conv1x1", 5, top1=74.0), outcome("conv1x1", 3)],
+                 experiment=experiment("fig2-vgg16"))
+    base, three, five = found
+    assert (base.paper_top1, base.paper_params) == (74.12, 34.02)
+    assert (five.paper_top1, five.paper_params) == (74.06, 23.53)
+    assert five.difference == pytest.approx(-0.06)
+    assert (three.paper_top1, three.difference) == (None, None)
+
+
+def test_a_printed_best_of_all_k_belongs_to_no_single_row():
+    recipe = RECIPES["paper"].model_copy(update={"augment": "none"})
+    made = [outcome("conv1x1", k, model="resnet50", recipe=recipe) for k in (2, 4)]
+    assert [r.paper_top1 for r in rows(made, experiment=experiment("table2-right"))] == [None, None]
+
+
+def test_load_reads_a_run_folder_and_a_single_trial(tmp_path):
+    made = [outcome(), outcome("gap_fc", 1)]
+    store(tmp_path, *made)
+    (tmp_path / made[0].trial.id / "evaluations").mkdir()
+    extra = Evaluation(shuffle_last=3, images=10, top1=(1.0, 2.0))
+    (tmp_path / made[0].trial.id / "evaluations" / "more.json").write_text(extra.model_dump_json())
+    manifest(tmp_path, "one", list(made))
+    outcomes, studies, problems = load([tmp_path])
+    assert {o.trial.id for o in outcomes} == {o.trial.id for o in made}
+    assert next(o for o in outcomes if o.trial.method == "baseline").evaluations[1] == extra
+    assert [len(s.planned) for s in studies] == [2]
+    assert not problems
+    alone, _, _ = load([tmp_path / made[1].trial.id, tmp_path / made[1].trial.id])
+    assert alone == [made[1]]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "null", '{"status": "finished"}', "\x00", '{"trial": {"model": 3}}'], ids=repr)
+def test_a_broken_file_is_a_named_problem(tmp_path, text):
+    store(tmp_path, outcome())
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "outcome.json").write_text(text)
+    (tmp_path / "cut.study.json").write_text('{"name": "cut", "plan')
+    outcomes, studies, problems = load([tmp_path])
+    assert (len(outcomes), studies) == (1, [])
+    assert {p.where for p in problems} == {str(tmp_path / "broken/outcome.json"), str(tmp_path / "cut.study.json")}
+    assert all("expected" in p.text and str(tmp_path) not in p.text for p in problems)
+
+
+def test_bytes_that_are_no_text_are_a_problem_too(tmp_path):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "outcome.json").write_bytes(b"\xff\xfe\x00")
+    assert [p.where for p in load([tmp_path])[2]] == [str(tmp_path / "x/outcome.json")]
+
+
+def test_a_trial_that_has_begun_is_named(tmp_path):
+    trial = outcome().trial
+    (tmp_path / trial.id).mkdir()
+    (tmp_path / trial.id / "trial.json").write_text(trial.model_dump_json())
+    assert "no outcome yet" in load([tmp_path])[2][0].text
+    manifest(tmp_path, "one", [trial])
+    assert not load([tmp_path])[2]
+
+
+def test_a_folder_that_does_not_exist_is_bad_input(tmp_path):
+    with pytest.raises(InputError, match="no such folder"):
+        load([tmp_path / "none"])
+
+
+def test_the_frame_is_tidy_and_keeps_what_is_missing(tmp_path):
+    store(tmp_path, outcome(top1=74.0, extra={3: (1.0, 3.0)}), outcome("conv1x1", 2, status="failed", params=None))
+    table = frame(tmp_path)
+    assert len(table) == 3
+    shuffled = table[table.shuffle_last == 3].iloc[0]
+    assert (shuffled.top1, shuffled.repeats, shuffled.method) == (2.0, 2, "baseline")
+    failed = table[table.status == "failed"].iloc[0]
+    assert math.isnan(failed.top1)
+    assert failed.isna()[["params", "spread", "images", "repeats", "seconds"]].tolist() == [True] * 4 + [False]
+    assert str(table.dtypes["params"]) == "Int64"
+
+
+# ------------------------------------------------------------------------------------------------ findings
+
+
+def test_the_standard_error_is_binomial():
+    assert standard_error(25.0, 300) == pytest.approx(2.5)  # 100 sqrt(0.25 * 0.75 / 300)
+
+
+def test_the_largest_free_k_ends_before_the_first_fall():
+    accuracy = {0: 74.0, 1: 73.5, 2: 73.0, 4: 73.2, 5: 72.0, 6: 73.5}
+    made = [outcome("conv1x1" if k else "baseline", k, top1=t) for k, t in accuracy.items()]
+    (panel,) = panels(rows(made))
+    (free,) = free_ks(panel, 1.0)
+    assert (free.k, free.unmeasured, free.again) == (4, (3,), (6,))
+    assert free_ks(panel, 0.2)[0].k == 0
+
+
+def test_panels_split_what_cannot_share_a_picture():
+    made = [
+        outcome(), outcome("conv1x1", 2), outcome("shuffle", only=4), outcome("conv1x1", 6, strip=2),
+        outcome("conv1x1", 6), outcome(model="resnet50"), outcome(width=0.5),
+    ]
+    found = panels(rows(made))
+    assert sorted((p.title, p.x, len(p.rows)) for p in found) == [
+        ("resnet50 on cifar100", "k", 1), ("vgg16 on cifar100, width 0.5", "k", 1),
+        ("vgg16 on cifar100, width 1", "k", 3), ("vgg16 on cifar100, width 1", "kept", 3),
+        ("vgg16 on cifar100, width 1", "only", 2),
+    ]
+
+
+def _verdict(tmp_path, curves, learnable, chance_from, tolerance=5.0):
+    calibration(tmp_path, curves, learnable, chance_from)
+    outcomes, (study,), _ = load([tmp_path])
+    (found,) = verdicts(rows(outcomes, study.planned), study.truth, tolerance)
+    return found
+
+
+def test_a_calibration_cell_worked_by_hand(tmp_path):
+    curves = {0: (100.0, 100.0), 1: (100.0, 99.0), 2: (98.0, 96.0), 3: (80.0, 82.0), 4: (26.0, 27.0)}
+    found = _verdict(tmp_path, curves, learnable=2, chance_from=4)
+    assert (found.measured, found.lower, found.upper, found.agrees, found.n) == (2, 2, 3, True, 2)
+    (cell,) = found.chance_cells
+    assert (cell.k, cell.top1) == (4, 26.5)
+    assert cell.deviation == pytest.approx(1.5 / (100 * math.sqrt(0.25 * 0.75 / 2000)))
+
+
+@pytest.mark.parametrize(("curves", "learnable", "chance_from", "measured", "agrees"), [
+    ({0: (99.0,), 1: (99.0,), 2: (60.0,)}, 2, None, 1, False),  # lost where it must be learnable
+    ({0: (99.0,), 1: (99.0,), 2: (99.0,)}, 0, 2, 2, False),  # kept where only chance is left
+    ({0: (99.0,), 1: (90.0,), 2: (99.0,)}, 2, None, 0, False),  # a later K does not make up for an earlier one
+    ({0: (99.0,), 1: (99.0,), 2: (50.0,)}, 0, 2, 1, True),  # between the bounds nothing is claimed
+    ({0: (99.0,), 1: (99.0,)}, 7, None, 1, True),  # the truth is cut to the K that were planned
+    ({0: (26.0,), 1: (25.0,)}, 1, None, None, False),  # a baseline that learnt nothing agrees with nothing
+])
+def test_calibration_verdicts(tmp_path, curves, learnable, chance_from, measured, agrees):
+    found = _verdict(tmp_path, curves, learnable, chance_from)
+    assert (found.measured, found.agrees) == (measured, agrees)
+
+
+def test_a_cell_with_a_missing_k_is_incomplete(tmp_path):
+    path = calibration(tmp_path, {0: (99.0,), 1: (99.0,), 2: (99.0,)}, 2, None)
+    gone = Trial(model="chain:8-8", data="arrangement-5", method="shuffle", k=1, repeats=1, recipe=RECIPES["control"])
+    (tmp_path / gone.id / "outcome.json").unlink()
+    outcomes, (study,), _ = load([path.parent])
+    (found,) = verdicts(rows(outcomes, study.planned), study.truth, 5.0)
+    assert (found.agrees, found.note) == (None, "K = 1 is missing")
