@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -30,7 +31,7 @@ def number(value: float | None, digits: int = 2) -> str:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table to standard output; columns whose name ends in `:` are text, the others align right."""
-    made = Table(title=title or None, title_justify="left", header_style="bold", pad_edge=False)
+    made = Table(title=title or None, title_justify="left", header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         made.add_column(column.removesuffix(":"), justify="left" if column.endswith(":") else "right", overflow="fold")
     for row in rows:

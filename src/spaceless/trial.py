@@ -62,7 +62,10 @@ RECIPES: dict[str, Recipe] = {
     # residual networks"): SGD 0.1, Nesterov 0.9, weight decay 5e-4, divided by 5 at epochs 60, 120, 160 of 200.
     "paper": Recipe(name="paper", epochs=200, milestones=(0.3, 0.6, 0.8)),
     "fast": Recipe(name="fast", epochs=30, schedule="one_cycle", warmup=0.2),
-    "smoke": Recipe(name="smoke", epochs=8, schedule="one_cycle", warmup=0.25),
+    # For few images: small batches for more steps, and the learning rate that goes with them.
+    "smoke": Recipe(
+        name="smoke", epochs=10, batch_size=64, learning_rate=0.03, schedule="one_cycle", warmup=0.25,
+    ),
     # He et al. 2016, "Deep residual learning for image recognition", section 3.4.
     "imagenet": Recipe(
         name="imagenet", epochs=90, batch_size=256, nesterov=False, weight_decay=1e-4,
