@@ -246,7 +246,7 @@ def test_equal_trials_are_shared_between_experiments() -> None:
 def test_presets_scale_every_trial_and_win_over_the_recipe() -> None:
     smoke = plan("fig9-resnet50", "smoke")
     assert {(t.width, t.train_images, t.test_images, t.recipe.name) for t in (p.trial for p in smoke)} == {
-        (0.125, 10_000, 2_000, "smoke")}
+        (0.25, 10_000, 2_000, "smoke")}
     assert {p.repeats for p in smoke} == {20}
     fast = plan("fig2-vgg16", "fast")
     assert len(fast) == 3 * 40
@@ -277,7 +277,7 @@ def test_printed_rows_are_only_about_what_the_paper_trained() -> None:
     left = paper.experiment("table2-left")
     fixed = Trial(model="vgg16", data="cifar100", method="shuffle", k=3, shuffle=ShuffleOptions(fixed=True))
     assert printed_for(fixed, None, left) == []
-    assert printed_for(usual.model_copy(update={"width": 0.125, "seed": 9}), None, table) != []
+    assert printed_for(usual.model_copy(update={"width": 0.25, "seed": 9}), None, table) != []
 
 
 def test_schemes_are_those_of_an_evaluation() -> None:
