@@ -49,7 +49,7 @@ class States:
 
 @dataclass(frozen=True)
 class Training:
-    """What came of a training: its epochs, and whether the loss ended up not being a number."""
+    """What came of a training: its epochs, and whether the loss or a weight ended up not being a number."""
 
     history: tuple[Epoch, ...]
     diverged: bool
@@ -154,7 +154,11 @@ def train(
             if asked is not None:
                 save()
                 raise Interrupted(asked)
-    return Training(tuple(history), diverged=False)
+    return Training(tuple(history), diverged=not _finite(model))  # the last step has no loss after it that would tell
+
+
+def _finite(model: nn.Module) -> bool:
+    return all(bool(weight.isfinite().all()) for weight in model.parameters())
 
 
 def _batches(images: int, size: int) -> int:
@@ -172,4 +176,5 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     }
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(model.parameters(), **common)
-    return torch.optim.SGD(model.parameters(), momentum=recipe.momentum, nesterov=recipe.nesterov, **common)
+    nesterov = recipe.nesterov and recipe.momentum > 0  # without momentum there is nothing to look ahead along
+    return torch.optim.SGD(model.parameters(), momentum=recipe.momentum, nesterov=nesterov, **common)
