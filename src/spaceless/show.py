@@ -73,7 +73,13 @@ def plan(made: Plan, estimate: Estimate, as_json: bool) -> None:
          ", ".join(f"last {last} shuffled" if last else "clean" for last in p.evaluations))
         for p in made.planned
     ])
-    print(f"{estimate.trials} trials, {estimate.to_run} still to run: {estimate.macs / 1e15:,.3f} PMAC of training")
+    print(f"{estimate.trials} trials, {estimate.to_run} still to run: {_operations(estimate.macs)} of training")
+
+
+def _operations(macs: int) -> str:
+    """Return a number of multiply-adds in the largest unit that leaves a whole part."""
+    power = min(5, max(2, (len(str(macs)) - 1) // 3))
+    return f"{macs / 1000**power:,.1f} {'MGTP'[power - 2]}MAC"
 
 
 def study(made: Plan, out: Path, page: Path, tally: Tally, as_json: bool) -> None:
