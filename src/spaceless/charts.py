@@ -91,8 +91,7 @@ def _x_axis(panel: Panel, measured: Sequence[Record], titled: bool = True) -> al
     import altair as alt
 
     values = sorted({p["x"] for p in measured})
-    ticks = values if len(values) <= 20 else None
-    axis = alt.Axis(format="d", tickMinStep=1, **({"values": ticks} if ticks else {}))
+    axis = alt.Axis(format="d", tickMinStep=1, values=values if len(values) <= 20 else alt.Undefined)
     scale = alt.Scale(nice=False, zero=False, reverse=panel.x == "only", padding=14)
     return alt.X("x:Q", title=_X_TITLES[panel.x] if titled else None, axis=axis, scale=scale)
 
@@ -236,7 +235,8 @@ def _calibration_cell(
     last = max(p["x"] for p in measured)
     scale = alt.Scale(domain=[-0.3, last + 0.3], nice=False)
     x = alt.X("x:Q", title="K", scale=scale, axis=alt.Axis(values=list(range(last + 1)), format="d", titlePadding=2))
-    bars, rules = [], []
+    bars: list[dict[str, Any]] = []
+    rules: list[dict[str, Any]] = []
     for claim in claims:
         name, k, chance = METHOD_NAMES.get(claim.method, claim.method), claim.learnable_k, claim.chance_from_k
         end = min(k, last) + 0.3
