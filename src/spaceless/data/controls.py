@@ -27,6 +27,7 @@ from spaceless.seeds import generator
 
 TRAIN_IMAGES, TEST_IMAGES = 4096, 2048
 TEXTURE_SIZE, TEXTURE_COPIES = 32, 8
+LARGEST_DISTANCE = 64  # pixels: images of 200 pixels, 0.7 GB of them
 DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1))  # (columns, rows) from the red mark to the green one
 PATTERNS = (  # four pixels set in each, all within 3x3 and none a shift of another
     ((1, 0, 0), (1, 0, 0), (1, 1, 0)),
@@ -44,10 +45,10 @@ def is_control(name: str) -> bool:
 
 def distance_of(name: str) -> int:
     """Return D of `arrangement-D`, in pixels, or raise DataError."""
-    match = re.fullmatch(r"arrangement-(\d{1,3})", name)
-    if not match or int(match[1]) < 2:
+    match = re.fullmatch(r"arrangement-([1-9]\d?)", name)
+    if not match or not 2 <= int(match[1]) <= LARGEST_DISTANCE:
         raise DataError(
-            "data", found=repr(name), expected="arrangement-D with D from 2 to 999 pixels",
+            "data", found=repr(name), expected=f"arrangement-D with D from 2 to {LARGEST_DISTANCE} pixels",
             cure="write for example arrangement-8",
         )
     return int(match[1])
