@@ -8,11 +8,12 @@ lies from the last learnable one to the one before the first at chance; for most
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
 
-from spaceless.data.controls import PATTERN_SIZE, control_size, distance_of
+from spaceless.data.controls import PATTERN_SIZE, TEXTURE_SIZE, distance_of
 from spaceless.errors import InputError, unknown_name
 from spaceless.models import build_model
 from spaceless.paper import Planned
@@ -58,13 +59,17 @@ def regime(data: str, field: ReceptiveField) -> Regime:
 
 def regimes(data: str, method: str) -> list[Regime]:
     """Return the regime for each K from 0 to the number of units of the calibration network."""
-    size = control_size(data)
+    return [regime(data, field) for field in _fields(method)]
+
+
+@lru_cache
+def _fields(method: str) -> tuple[ReceptiveField, ...]:
+    """Return the last field whose position matters for each K; the size of the image has no influence on it."""
+    size = TEXTURE_SIZE
     with torch.device("meta"):
         model = build_model(NETWORK, 4, size)
     units = len(find_units(model, size))
-    return [
-        regime(data, usable_field(remove_spatial(model, method, k, image_size=size)[0], size)) for k in range(units + 1)
-    ]
+    return tuple(usable_field(remove_spatial(model, method, k, image_size=size)[0], size) for k in range(units + 1))
 
 
 def truth(data: str, method: str) -> dict[str, object]:
