@@ -100,7 +100,7 @@ class Store:
 
 def read_outcome(path: Path) -> Outcome:
     """Return the outcome in `path`, or raise InputError naming the file."""
-    return parse(Outcome, path.read_text(encoding="utf-8"), str(path))
+    return parse(Outcome, _text(path), str(path))
 
 
 def read_trial(folder: Path) -> Trial:
@@ -111,7 +111,17 @@ def read_trial(folder: Path) -> Trial:
             str(folder), found="no trial.json", expected="the folder of a trial",
             cure="name a folder that `spaceless train` or `spaceless study` printed",
         )
-    return parse(Trial, path.read_text(encoding="utf-8"), str(path))
+    return parse(Trial, _text(path), str(path))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            str(path), found=f"{type(error).__name__}: {error}", expected="a readable JSON file",
+            cure="move this folder away; the trial then runs again",
+        ) from error
 
 
 def _json(value: Any) -> bytes:
