@@ -27,10 +27,11 @@ from spaceless.errors import InputError
 from spaceless.evaluation import evaluate
 from spaceless.models import build_model, stem_is_unit
 from spaceless.receptive import usable_field
+from spaceless.shuffle import shuffles
 from spaceless.store import WEIGHTS, Store, read_trial
 from spaceless.surgery import remove_spatial, without_shuffle
 from spaceless.training import Progress, States, train
-from spaceless.trial import RANDOM_METHODS, Change, Evaluation, Outcome, Trial
+from spaceless.trial import Change, Evaluation, Outcome, Trial
 from spaceless.units import find_units
 
 
@@ -60,15 +61,15 @@ def load_data(trial: Trial, data_root: Path | None = None) -> Dataset:
 
     """
     made = is_control(trial.data)
-    where = (None, None) if made else (data_root, os.environ.get(ROOT_VARIABLE))
+    where = (None, None, None) if made else (data_root, os.environ.get(ROOT_VARIABLE), Path.cwd())
     return _prepared(
         trial.data, *where, trial.image_size, trial.train_images, trial.test_images, trial.seed if made else None)
 
 
 @lru_cache(maxsize=2)  # the trials of a study share their data
 def _prepared(
-    name: str, root: Path | None, _variable: str | None, size: int | None, train_images: int | None,
-    test_images: int | None, seed: int | None,
+    name: str, root: Path | None, _variable: str | None, _here: Path | None, size: int | None,
+    train_images: int | None, test_images: int | None, seed: int | None,
 ) -> Dataset:
     data = load(name, data_root=root, image_size=size) if seed is None else make_control(name, seed)
     part = data.subset(train_images, test_images)
@@ -87,8 +88,14 @@ def build(trial: Trial, classes: int, image_size: int) -> tuple[nn.Module, list[
     )
 
 
-def _original(trial: Trial, data: Dataset) -> nn.Module:
-    return build_model(trial.model, data.classes, data.image_size, width=trial.width, seed=trial.seed)
+def _units(trial: Trial, data: Dataset) -> int:
+    """Return how many units the network has before surgery; shapes are enough to count them."""
+    try:
+        with torch.device("meta"):
+            model = build_model(trial.model, data.classes, data.image_size, width=trial.width)
+    except NotImplementedError:  # a constructor that looks at its own weights needs real ones
+        model = build_model(trial.model, data.classes, data.image_size, width=trial.width)
+    return len(find_units(model, data.image_size, stem=stem_is_unit(trial.model)))
 
 
 def run_trial(
@@ -107,7 +114,7 @@ def run_trial(
         return known
     data = load_data(trial, place.data_root)
     model, changes = build(trial, data.classes, data.image_size)
-    units = len(find_units(_original(trial, data), data.image_size, stem=stem_is_unit(trial.model)))
+    units = _units(trial, data)
     costs = cost(model, data.image_size)
     device = choose_device(place.device)
     precision = choose_precision(trial.recipe.precision, device)
@@ -118,7 +125,7 @@ def run_trial(
         model, data, trial.recipe, trial.seed, precision=precision, stop=stop, progress=progress,
         states=States(store.states(trial), trial.id, place.save_seconds),
     )
-    repeats = trial.repeats if trial.method in RANDOM_METHODS else 1
+    repeats = trial.repeats if any(shuffles(model)) else 1  # with `strip` there may be no shuffle left
     evaluations = () if training.diverged else (
         evaluate(model, data, repeats=repeats, precision=precision, stop=stop, progress=on_evaluation),
     )
@@ -152,6 +159,9 @@ def evaluate_run(
         InputError: The folder holds no finished trial with weights, or the number of units is out of range.
 
     """
+    if repeats < 1:
+        raise InputError("repeats", found=repeats, expected="at least 1", cure="leave it out for 200")
+    folder = folder.resolve()  # "." has a parent too
     trial = read_trial(folder)
     store = Store(folder.parent)
     weights = folder / WEIGHTS
@@ -161,7 +171,17 @@ def evaluate_run(
             str(folder), found="no outcome" if outcome is None else "no weights",
             expected="a finished trial with weights", cure="run the trial again without --no-weights",
         )
+    if outcome.status != "finished":
+        raise InputError(
+            str(folder), found=f"a trial that {outcome.status}", expected="a finished trial",
+            cure="there is no accuracy to measure: train with another recipe",
+        )
     data = load_data(trial, place.data_root)
+    if outcome.data is not None and data.digest != outcome.data.digest:
+        raise InputError(
+            f"data {trial.data}", found=f"other images in {data.source} than the training had",
+            expected=f"those of {outcome.data.source}", cure="name the folder that holds them with --data-root",
+        )
     model, _ = build(trial, data.classes, data.image_size)
     model.load_state_dict(_checked_weights(weights, outcome))
     if shuffle_last is not None:
@@ -172,9 +192,8 @@ def evaluate_run(
                 stem=stem_is_unit(trial.model),
             )
     device = choose_device(place.device)
-    random = trial.method in RANDOM_METHODS if shuffle_last is None else shuffle_last > 0
     found = evaluate(
-        model.to(device), data, repeats=repeats if random else 1, shuffle_last=shuffle_last,
+        model.to(device), data, repeats=repeats if any(shuffles(model)) else 1, shuffle_last=shuffle_last,
         precision=choose_precision(trial.recipe.precision, device), stop=stop, progress=progress,
     )
     if shuffle_last is not None:
@@ -205,13 +224,17 @@ def choose_device(name: str) -> torch.device:
     """Return the device called `name`; `auto` is the GPU if there is one."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    cause = None
     try:
-        return torch.empty(0, device=name).device
+        device = torch.empty(0, device=name).device
+        if device.type != "meta":  # shapes without values: nothing can be trained on them
+            return device
     except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            "device", found=repr(name), expected="auto, cpu or a GPU that is there, such as cuda:0",
-            cure="leave --device out",
-        ) from error
+        cause = error
+    raise InputError(
+        "device", found=repr(name), expected="auto, cpu or a GPU that is there, such as cuda:0",
+        cure="leave --device out",
+    ) from cause
 
 
 def choose_precision(wanted: str, device: torch.device) -> str:

@@ -124,6 +124,11 @@ class Shuffle(nn.Module):
         self.passes[mode] += 1
         seed = derive(self.seed, f"shuffle/{mode}/{self.layer}", step)
         n, c, h, w = x.shape
+        if h % self.patch or w % self.patch:
+            raise SurgeryError(
+                "shuffle patch", found=f"{self.patch} on a map of {h}x{w}", expected="a divisor of both sides",
+                cure="choose a smaller patch or shuffle fewer units",
+            )
         if x.device.type == "meta":  # shapes only: any permutation will do
             return torch.empty((1, c) if self.channels else (c, h * w), dtype=torch.int64, device="meta")
         if self.channels:
@@ -137,11 +142,6 @@ class Shuffle(nn.Module):
 
     def _patchwise(self, maps: int, h: int, w: int, seed: int, device: torch.device) -> Tensor:
         p = self.patch
-        if h % p or w % p:
-            raise SurgeryError(
-                "shuffle patch", found=f"{p} on a map of {h}x{w}", expected="a divisor of both sides",
-                cure="choose a smaller patch or shuffle fewer units",
-            )
         order = draw_permutations(maps, (h // p) * (w // p), seed, device)  # (maps, patches)
         grid = torch.arange(h * w, device=device).view(h // p, p, w // p, p).transpose(1, 2).reshape(-1, p * p)
         source = grid[order].view(maps, h // p, w // p, p, p)  # which position each patch's pixels come from

@@ -1,0 +1,299 @@
+"""The join: one trial to one stored outcome, refusals that leave nothing behind, and further test schemes."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from spaceless.errors import DataError, InputError, Interrupted
+from spaceless.rows import load as load_rows
+from spaceless.rows import rows
+from spaceless.run import Place, build, choose_device, choose_precision, evaluate_run, load_data, run_trial
+from spaceless.store import Store, read_outcome
+from spaceless.trial import RECIPES, Trial
+
+torch.set_num_threads(1)
+
+RECIPE = RECIPES["control"].model_copy(update={"epochs": 2, "precision": "fp32"})
+BASE = {"model": "chain:4-M-8", "data": "arrangement-4", "train_images": 64, "test_images": 40, "recipe": RECIPE,
+        "repeats": 3}
+
+
+def trial(**fields) -> Trial:
+    return Trial.model_validate(BASE | fields)
+
+
+def save_npz(path: Path, images: np.ndarray) -> None:
+    labels = np.arange(len(images)) % 3
+    np.savez(path, train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+
+
+def tree(folder: Path) -> dict[str, int]:
+    return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.rglob("*")}
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> tuple[Trial, Place]:
+    """One finished trial that shuffles both units."""
+    place = Place(tmp_path_factory.mktemp("run") / "runs", device="cpu")
+    run_trial(trial(method="shuffle", k=2), place)
+    return trial(method="shuffle", k=2), place
+
+
+def test_the_outcome_holds_what_was_done_and_measured(done):
+    made, place = done
+    found = read_outcome(place.store.folder(made) / "outcome.json")
+    assert found.trial == made
+    assert (found.status, found.units, found.precision, found.threads) == ("finished", 2, "fp32", 1)
+    assert [c.unit for c in found.changes] == [1, 2]
+    # conv 3*4*9 + 4, norm 2*4, conv 4*8*9 + 8, norm 2*8, linear 8*4 + 4
+    assert found.params == 112 + 8 + 296 + 16 + 36
+    # per position: 3*4*9 at 20x20, 4*8*9 at 10x10; linear 8*4
+    assert found.macs == 108 * 400 + 288 * 100 + 32
+    assert (found.receptive_field, found.receptive_stride) == (1, 1)
+    assert [e.epoch for e in found.history] == [1, 2]
+    assert (found.data.name, found.data.train_images, found.data.test_images) == ("arrangement-4", 64, 40)
+    (evaluation,) = found.evaluations
+    assert (evaluation.images, len(evaluation.top1), evaluation.shuffle_last) == (40, 3, None)
+    assert torch.__version__.startswith(found.versions["torch"])
+    assert found.seconds > 0
+    assert sorted(p.name for p in place.store.folder(made).iterdir() if p.is_file()) == [
+        "model.safetensors", "outcome.json", "trial.json"]
+    assert not place.store.states(made).exists()
+
+
+def test_the_stored_weights_are_those_that_were_evaluated(done):
+    made, place = done
+    weights = load_file(place.store.folder(made) / "model.safetensors")
+    model, _ = build(made, 4, 20)
+    assert weights.keys() == model.state_dict().keys()
+    assert not torch.equal(weights["features.0.conv.weight"], model.state_dict()["features.0.conv.weight"])
+
+
+def test_a_finished_trial_is_not_trained_again(done):
+    made, place = done
+    before = tree(place.out)
+    told = []
+    assert run_trial(made, place, progress=told.append) == place.store.outcome(made)
+    assert told == []
+    assert tree(place.out) == before
+
+
+def test_the_same_trial_gives_the_same_weights_and_accuracy_elsewhere(done, tmp_path):
+    made, place = done
+    again, known = run_trial(made, Place(tmp_path, device="cpu", keep_weights=False)), place.store.outcome(made)
+    assert again.weights_sha256 == known.weights_sha256
+    assert again.evaluations == known.evaluations
+    assert not (tmp_path / made.id / "model.safetensors").exists()
+    assert run_trial(trial(method="shuffle", k=2, seed=1), Place(tmp_path)).weights_sha256 != known.weights_sha256
+
+
+@pytest.mark.parametrize("steps", [1, 3])  # 3: in the evaluation's first batch
+def test_interrupted_and_resumed_it_comes_to_the_same(done, tmp_path, steps):
+    made, place = done
+    asked = iter([None] * (steps - 1))
+    with pytest.raises(Interrupted):
+        run_trial(made, Place(tmp_path), stop=lambda: next(asked, signal.SIGTERM))
+    assert Store(tmp_path).outcome(made) is None
+    assert run_trial(made, Place(tmp_path)).weights_sha256 == place.store.outcome(made).weights_sha256
+    assert not Store(tmp_path).states(made).exists()
+
+
+WRONG = {
+    "model": {"model": "chain:4-X"}, "model of torchvision": {"model": "torchvision:resnet5000"},
+    "model of timm": {"model": "timm:resnet5000"},
+    "k": {"method": "shuffle", "k": 3}, "unit": {"method": "shuffle", "only": 3}, "data": {"data": "cifar1000"},
+    "distance": {"data": "arrangement-1"}, "width": {"width": 0.3}, "train images": {"train_images": 5000},
+    "test images": {"test_images": 5000}, "image size": {"model": "vgg16", "image_size": 8},
+    "patch": {"method": "shuffle", "k": 1, "shuffle": {"patch": 3}},
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_cannot_be_run_writes_nothing(tmp_path, what):
+    with pytest.raises(InputError):
+        run_trial(trial(**WRONG[what]), Place(tmp_path / "runs", data_root=tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99", "meta", ""])
+def test_a_device_that_is_not_there_writes_nothing(tmp_path, device):
+    with pytest.raises(InputError, match="device"):
+        run_trial(trial(), Place(tmp_path / "runs", device=device))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_set_names_every_place_that_was_looked_in(tmp_path):
+    with pytest.raises(DataError) as caught:
+        run_trial(trial(data="cifar100"), Place(tmp_path / "runs", data_root=tmp_path / "data"))
+    for name in ("cifar-100-python", "cifar-100-binary", "cifar100.npz", str(tmp_path / "data")):
+        assert name in str(caught.value)
+
+
+# --- diverged --------------------------------------------------------------------------------------------------------
+
+
+def test_a_diverged_trial_is_stored_as_such_and_never_averaged(tmp_path):
+    wild = RECIPE.model_copy(update={"learning_rate": 1e300, "optimizer": "sgd", "schedule": "step"})
+    place = Place(tmp_path)
+    found = run_trial(trial(recipe=wild), place)
+    assert (found.status, found.evaluations, found.top1) == ("diverged", (), None)
+    assert place.store.outcome(found.trial) == found
+    assert not place.store.states(found.trial).exists()
+    with pytest.raises(InputError, match="diverged"):
+        evaluate_run(place.store.folder(found.trial), place, shuffle_last=0)
+    assert not (place.store.folder(found.trial) / "evaluations").exists()
+
+    sound = run_trial(trial(seed=1), Place(tmp_path / "sound"))
+    other = found.model_copy(update={"trial": trial(seed=0)})  # as if the first seed of this trial had diverged
+    (row,) = rows([sound, other])
+    assert (row.top1, row.seeds, row.diverged) == (sound.top1, (1,), (0,))
+    (row,) = rows([other])
+    assert (row.top1, row.n) == (None, 0)
+
+
+# --- further test schemes --------------------------------------------------------------------------------------------
+
+
+def test_evaluating_again_as_trained_comes_to_the_stored_accuracy_and_stores_nothing(done):
+    made, place = done
+    before = tree(place.out)
+    assert evaluate_run(place.store.folder(made), place, repeats=3) == place.store.outcome(made).evaluations[0]
+    assert tree(place.out) == before
+
+
+def test_all_units_shuffled_is_the_scheme_of_the_training(done):
+    made, place = done
+    found = evaluate_run(place.store.folder(made), place, shuffle_last=2, repeats=3)
+    assert found.top1 == place.store.outcome(made).evaluations[0].top1
+    assert found.shuffle_last == 2
+
+
+def test_further_schemes_are_stored_beside_the_outcome_and_rows_sees_them(done):
+    made, place = done
+    folder = place.store.folder(made)
+    outcome = (folder / "outcome.json").read_bytes()
+    clean = evaluate_run(folder, place, shuffle_last=0, repeats=9)
+    one = evaluate_run(folder, place, shuffle_last=1, repeats=4)
+    assert (len(clean.top1), len(one.top1)) == (1, 4)  # a clean pass has nothing to repeat
+    assert (folder / "outcome.json").read_bytes() == outcome
+    for found, name in ((clean, "shuffle-last-0-repeats-1"), (one, "shuffle-last-1-repeats-4")):
+        stored = json.loads((folder / "evaluations" / f"{name}.json").read_text())
+        assert stored["top1"] == list(found.top1)
+    by_scheme = {row.shuffle_last: row for row in rows(load_rows([place.out])[0])}
+    assert by_scheme[0].top1 == clean.mean
+    assert by_scheme[1].top1 == pytest.approx(one.mean)
+    assert by_scheme[1].shuffle_spread == pytest.approx(one.spread)
+    assert by_scheme[None].top1 == place.store.outcome(made).top1
+
+
+def test_a_run_is_found_from_within_its_folder(done, monkeypatch):
+    made, place = done
+    monkeypatch.chdir(place.store.folder(made))
+    assert evaluate_run(Path(), Place(Path()), repeats=3) == place.store.outcome(made).evaluations[0]
+
+
+@pytest.mark.parametrize("asked", [{"shuffle_last": 3}, {"shuffle_last": -1}, {"repeats": 0}, {"repeats": -2},
+                                   {"shuffle_last": 1, "repeats": 0}, {"shuffle_last": 0, "repeats": 0}])
+def test_a_scheme_that_cannot_be_is_refused(done, asked):
+    made, place = done
+    before = tree(place.out)
+    with pytest.raises(InputError):
+        evaluate_run(place.store.folder(made), place, **asked)
+    assert tree(place.out) == before
+
+
+def test_other_data_than_the_training_had_are_refused(tmp_path):
+    runs, images = tmp_path / "runs", np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
+    for folder, pixels in (("a", images), ("b", images[::-1])):
+        (tmp_path / folder).mkdir()
+        save_npz(tmp_path / folder / "mine.npz", pixels)
+    made = trial(data="mine", train_images=None, test_images=None)
+    run_trial(made, Place(runs, data_root=tmp_path / "a"))
+    evaluate_run(runs / made.id, Place(runs, data_root=tmp_path / "a"), shuffle_last=0)
+    before = tree(runs)
+    with pytest.raises(InputError, match="other images"):
+        evaluate_run(runs / made.id, Place(runs, data_root=tmp_path / "b"), shuffle_last=1)
+    assert tree(runs) == before
+
+
+def test_changed_weights_are_refused(done, tmp_path):
+    made, place = done
+    folder = tmp_path / made.id
+    folder.mkdir()
+    for name in ("trial.json", "outcome.json", "model.safetensors"):
+        (folder / name).write_bytes((place.store.folder(made) / name).read_bytes())
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(InputError, match="SHA-256"):
+        evaluate_run(folder, Place(tmp_path))
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="no weights"):
+        evaluate_run(folder, Place(tmp_path))
+    (folder / "outcome.json").unlink()
+    with pytest.raises(InputError, match="no outcome"):
+        evaluate_run(folder, Place(tmp_path))
+
+
+# --- parts -----------------------------------------------------------------------------------------------------------
+
+
+def test_made_data_differ_from_seed_to_seed_and_are_as_many_as_asked():
+    zero, one = (load_data(trial(seed=seed)) for seed in (0, 1))
+    assert zero.digest != one.digest
+    assert zero.train_labels.bincount().tolist() == [16] * 4
+    assert zero.test_labels.bincount().tolist() == [10] * 4
+    assert load_data(trial(image_size=12)).image_size == 12
+
+
+def test_real_data_are_shared_by_the_seeds(tmp_path):
+    save_npz(tmp_path / "mine.npz", np.random.default_rng(0).integers(0, 256, (30, 8, 8, 3), dtype=np.uint8))
+    zero, one = (load_data(trial(data="mine", seed=seed, train_images=12, test_images=6), tmp_path) for seed in (0, 1))
+    assert zero.digest == one.digest
+    assert len(zero.train_labels) == 12
+
+
+def test_other_folders_hold_other_data(tmp_path, monkeypatch):
+    """What is kept in memory between trials must not be mistaken for another folder's set of the same name."""
+    for value in (10, 20):
+        (tmp_path / str(value)).mkdir()
+        save_npz(tmp_path / str(value) / "mine.npz", np.full((12, 8, 8, 3), value, np.uint8))
+    made, named = (trial(data=name, train_images=None, test_images=None) for name in ("mine", "./mine.npz"))
+
+    def pixel(*asked) -> int:
+        return int(load_data(*asked).train_images[0, 0, 0, 0])
+
+    assert [pixel(made, tmp_path / str(value)) for value in (10, 20)] == [10, 20]
+    for value in (10, 20):
+        monkeypatch.setenv("SPACELESS_DATA", str(tmp_path / str(value)))
+        assert pixel(made) == value
+    for value in (10, 20):
+        monkeypatch.chdir(tmp_path / str(value))
+        assert pixel(named) == value
+
+
+def test_seeds_decide_the_weights():
+    weights = [build(trial(method="conv1x1", k=1, seed=seed), 4, 20)[0].state_dict()["features.0.weight"]
+               for seed in (0, 0, 1)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_device_and_precision():
+    assert choose_device("cpu").type == "cpu"
+    assert choose_device("auto").type in ("cpu", "cuda")
+    assert choose_precision("fp32", torch.device("cpu")) == "fp32"
+    assert choose_precision("bf16", torch.device("cpu")) == "bf16"
+    assert choose_precision("auto", torch.device("cpu")) in ("fp32", "bf16")
+
+
+def test_all_changed_units_stripped_leaves_nothing_to_repeat(tmp_path):
+    found = run_trial(trial(model="chain:4-8-8", method="shuffle", k=1, strip=1), Place(tmp_path))
+    assert len(found.evaluations[0].top1) == 1
