@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -140,9 +141,9 @@ class Dataset:
 
     @property
     def facts(self) -> DataFacts:
-        """What an outcome keeps of the data it saw."""
+        """What an outcome keeps of the data it saw; outcomes are shared, so of a path only the last part."""
         return DataFacts(
-            name=self.name, source=self.source, note=self.note, classes=self.classes, image_size=self.image_size,
+            name=self.name, source=Path(self.source).name, note=self.note, classes=self.classes, image_size=self.image_size,
             train_images=len(self.train_images), test_images=len(self.test_images), digest=self.digest,
         )
 
