@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from spaceless.errors import DataError, InputError, Interrupted
+from spaceless.evaluation import evaluate
 from spaceless.rows import load as load_rows
 from spaceless.rows import rows
 from spaceless.run import Place, build, choose_device, choose_precision, evaluate_run, load_data, run_trial
@@ -20,7 +21,7 @@ from spaceless.trial import RECIPES, Trial
 
 torch.set_num_threads(1)
 
-RECIPE = RECIPES["control"].model_copy(update={"epochs": 2, "precision": "fp32"})
+RECIPE = RECIPES["control"].model_copy(update={"epochs": 2, "batch_size": 16, "precision": "fp32"})
 BASE = {"model": "chain:4-M-8", "data": "arrangement-4", "train_images": 64, "test_images": 40, "recipe": RECIPE,
         "repeats": 3}
 
@@ -94,7 +95,7 @@ def test_the_same_trial_gives_the_same_weights_and_accuracy_elsewhere(done, tmp_
     assert run_trial(trial(method="shuffle", k=2, seed=1), Place(tmp_path)).weights_sha256 != known.weights_sha256
 
 
-@pytest.mark.parametrize("steps", [1, 3])  # 3: in the evaluation's first batch
+@pytest.mark.parametrize("steps", [1, 9])  # 9: in the evaluation's first batch
 def test_interrupted_and_resumed_it_comes_to_the_same(done, tmp_path, steps):
     made, place = done
     asked = iter([None] * (steps - 1))
@@ -164,7 +165,10 @@ def test_a_diverged_trial_is_stored_as_such_and_never_averaged(tmp_path):
 def test_evaluating_again_as_trained_comes_to_the_stored_accuracy_and_stores_nothing(done):
     made, place = done
     before = tree(place.out)
-    assert evaluate_run(place.store.folder(made), place, repeats=3) == place.store.outcome(made).evaluations[0]
+    known = place.store.outcome(made).evaluations[0]
+    assert evaluate_run(place.store.folder(made), place, repeats=3) == known
+    untrained, data = build(made, 4, 20)[0], load_data(made)
+    assert evaluate(untrained, data, repeats=3) != known  # so that the line above says something
     assert tree(place.out) == before
 
 
