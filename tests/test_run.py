@@ -21,7 +21,7 @@ from spaceless.trial import RECIPES, Trial
 
 torch.set_num_threads(1)
 
-RECIPE = RECIPES["control"].model_copy(update={"epochs": 2, "batch_size": 16, "precision": "fp32"})
+RECIPE = RECIPES["control"].model_copy(update={"epochs": 4, "batch_size": 8, "precision": "fp32"})
 BASE = {"model": "chain:4-M-8", "data": "arrangement-4", "train_images": 64, "test_images": 40, "recipe": RECIPE,
         "repeats": 3}
 
@@ -30,8 +30,8 @@ def trial(**fields) -> Trial:
     return Trial.model_validate(BASE | fields)
 
 
-def save_npz(path: Path, images: np.ndarray) -> None:
-    labels = np.arange(len(images)) % 3
+def save_npz(path: Path, images: np.ndarray, classes: int = 3) -> None:
+    labels = np.arange(len(images)) % classes
     np.savez(path, train_images=images, train_labels=labels, test_images=images, test_labels=labels)
 
 
@@ -41,10 +41,14 @@ def tree(folder: Path) -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory) -> tuple[Trial, Place]:
-    """One finished trial that shuffles both units."""
-    place = Place(tmp_path_factory.mktemp("run") / "runs", device="cpu")
-    run_trial(trial(method="shuffle", k=2), place)
-    return trial(method="shuffle", k=2), place
+    """One finished trial that shuffles both units, on noise whose brightness tells the class now and then."""
+    folder, source = tmp_path_factory.mktemp("run"), np.random.default_rng(0)
+    images = source.integers(0, 150, (64, 8, 8, 3)) + 20 * (np.arange(64) % 4)[:, None, None, None]
+    save_npz(folder / "noise.npz", images.astype(np.uint8), 4)
+    place = Place(folder / "runs", data_root=folder, device="cpu")
+    made = trial(data="noise", method="shuffle", k=2)
+    run_trial(made, place)
+    return made, place
 
 
 def test_the_outcome_holds_what_was_done_and_measured(done):
@@ -55,13 +59,14 @@ def test_the_outcome_holds_what_was_done_and_measured(done):
     assert [c.unit for c in found.changes] == [1, 2]
     # conv 3*4*9 + 4, norm 2*4, conv 4*8*9 + 8, norm 2*8, linear 8*4 + 4
     assert found.params == 112 + 8 + 296 + 16 + 36
-    # per position: 3*4*9 at 20x20, 4*8*9 at 10x10; linear 8*4
-    assert found.macs == 108 * 400 + 288 * 100 + 32
+    # per position: 3*4*9 at 8x8, 4*8*9 at 4x4; linear 8*4
+    assert found.macs == 108 * 64 + 288 * 16 + 32
     assert (found.receptive_field, found.receptive_stride) == (1, 1)
-    assert [e.epoch for e in found.history] == [1, 2]
-    assert (found.data.name, found.data.train_images, found.data.test_images) == ("arrangement-4", 64, 40)
+    assert [e.epoch for e in found.history] == [1, 2, 3, 4]
+    assert (found.data.name, found.data.train_images, found.data.test_images) == ("noise", 64, 40)
     (evaluation,) = found.evaluations
     assert (evaluation.images, len(evaluation.top1), evaluation.shuffle_last) == (40, 3, None)
+    assert len(set(evaluation.top1)) > 1
     assert torch.__version__.startswith(found.versions["torch"])
     assert found.seconds > 0
     assert sorted(p.name for p in place.store.folder(made).iterdir() if p.is_file()) == [
@@ -72,7 +77,7 @@ def test_the_outcome_holds_what_was_done_and_measured(done):
 def test_the_stored_weights_are_those_that_were_evaluated(done):
     made, place = done
     weights = load_file(place.store.folder(made) / "model.safetensors")
-    model, _ = build(made, 4, 20)
+    model, _ = build(made, 4, 8)
     assert weights.keys() == model.state_dict().keys()
     assert not torch.equal(weights["features.0.conv.weight"], model.state_dict()["features.0.conv.weight"])
 
@@ -88,21 +93,22 @@ def test_a_finished_trial_is_not_trained_again(done):
 
 def test_the_same_trial_gives_the_same_weights_and_accuracy_elsewhere(done, tmp_path):
     made, place = done
-    again, known = run_trial(made, Place(tmp_path, device="cpu", keep_weights=False)), place.store.outcome(made)
+    again, known = run_trial(made, Place(tmp_path, place.data_root, keep_weights=False)), place.store.outcome(made)
     assert again.weights_sha256 == known.weights_sha256
     assert again.evaluations == known.evaluations
     assert not (tmp_path / made.id / "model.safetensors").exists()
-    assert run_trial(trial(method="shuffle", k=2, seed=1), Place(tmp_path)).weights_sha256 != known.weights_sha256
+    other = made.model_copy(update={"seed": 1})
+    assert run_trial(other, Place(tmp_path, place.data_root)).weights_sha256 != known.weights_sha256
 
 
-@pytest.mark.parametrize("steps", [1, 9])  # 9: in the evaluation's first batch
+@pytest.mark.parametrize("steps", [1, 33])  # 33: in the evaluation's first batch
 def test_interrupted_and_resumed_it_comes_to_the_same(done, tmp_path, steps):
     made, place = done
     asked = iter([None] * (steps - 1))
     with pytest.raises(Interrupted):
-        run_trial(made, Place(tmp_path), stop=lambda: next(asked, signal.SIGTERM))
+        run_trial(made, Place(tmp_path, place.data_root), stop=lambda: next(asked, signal.SIGTERM))
     assert Store(tmp_path).outcome(made) is None
-    assert run_trial(made, Place(tmp_path)).weights_sha256 == place.store.outcome(made).weights_sha256
+    assert run_trial(made, Place(tmp_path, place.data_root)).weights_sha256 == place.store.outcome(made).weights_sha256
     assert not Store(tmp_path).states(made).exists()
 
 
@@ -167,7 +173,7 @@ def test_evaluating_again_as_trained_comes_to_the_stored_accuracy_and_stores_not
     before = tree(place.out)
     known = place.store.outcome(made).evaluations[0]
     assert evaluate_run(place.store.folder(made), place, repeats=3) == known
-    untrained, data = build(made, 4, 20)[0], load_data(made)
+    untrained, data = build(made, 4, 8)[0], load_data(made, place.data_root)
     assert evaluate(untrained, data, repeats=3) != known  # so that the line above says something
     assert tree(place.out) == before
 
@@ -200,7 +206,7 @@ def test_further_schemes_are_stored_beside_the_outcome_and_rows_sees_them(done):
 def test_a_run_is_found_from_within_its_folder(done, monkeypatch):
     made, place = done
     monkeypatch.chdir(place.store.folder(made))
-    assert evaluate_run(Path(), Place(Path()), repeats=3) == place.store.outcome(made).evaluations[0]
+    assert evaluate_run(Path(), Place(Path(), place.data_root), repeats=3) == place.store.outcome(made).evaluations[0]
 
 
 @pytest.mark.parametrize("asked", [{"shuffle_last": 3}, {"shuffle_last": -1}, {"repeats": 0}, {"repeats": -2},
@@ -237,13 +243,13 @@ def test_changed_weights_are_refused(done, tmp_path):
     content[-1] ^= 1
     (folder / "model.safetensors").write_bytes(content)
     with pytest.raises(InputError, match="SHA-256"):
-        evaluate_run(folder, Place(tmp_path))
+        evaluate_run(folder, Place(tmp_path, place.data_root))
     (folder / "model.safetensors").unlink()
     with pytest.raises(InputError, match="no weights"):
-        evaluate_run(folder, Place(tmp_path))
+        evaluate_run(folder, Place(tmp_path, place.data_root))
     (folder / "outcome.json").unlink()
     with pytest.raises(InputError, match="no outcome"):
-        evaluate_run(folder, Place(tmp_path))
+        evaluate_run(folder, Place(tmp_path, place.data_root))
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------
