@@ -128,7 +128,7 @@ def test_a_study_of_forty_trials_is_shown_whole(tmp_path):
     assert len(section.tables[0].lines) == 40
     assert section.missing == (plan[-1].trial.label,)
     assert section.progress == "39 of 40 planned trials finished"
-    assert any("0.125 times" in text for text in section.differences["Network"])
+    assert any("0.25 times" in text for text in section.differences["Network"])
     last = next(line for line in section.tables[0].lines if line[0] == "1x1 Conv" and line[1] == "13")
     assert last[2:4] == ("–", "–")
     assert "0" in last  # n = 0 is shown

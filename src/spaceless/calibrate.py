@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 
-from spaceless.data.controls import PATTERN_SIZE, TEXTURE_SIZE, distance_of
+from spaceless.data.controls import PATTERN_SIZE, ROOM, TEXTURE_SIZE, distance_of
 from spaceless.errors import InputError, unknown_name
 from spaceless.models import build_model
 from spaceless.paper import Planned
@@ -54,7 +54,8 @@ def regime(data: str, field: ReceptiveField) -> Regime:
     distance = distance_of(data)
     if field.size >= distance + 1 + field.stride - 1:
         return "learnable"
-    return "chance" if field.size <= distance and distance % field.stride == 0 else "open"
+    alike = distance % field.stride == 0 and ROOM % field.stride == 0  # residues are the same in every class
+    return "chance" if field.size <= distance and alike else "open"
 
 
 def regimes(data: str, method: str) -> list[Regime]:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -101,11 +102,8 @@ def load_latest(folder: Path, trial: str) -> dict[str, Any] | None:
 
 
 def discard(folder: Path) -> None:
-    """Remove the states in `folder` and the folder itself: the training that they belong to is over."""
-    if folder.is_dir():
-        for path in folder.iterdir():
-            path.unlink()
-        folder.rmdir()
+    """Remove the folder of states: the training that they belong to is over. What cannot be removed stays."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _payload(folder: Path, step: int) -> Path:

@@ -216,6 +216,8 @@ def train(
     from spaceless.study import Plan
     from spaceless.trial import RECIPES, Recipe, ShuffleOptions, Trial, make
 
+    if (per_image or shared or fixed or patch != 1) and method != "shuffle":
+        raise InputError("shuffle options", found=f"method {method}", expected="shuffle", cure="leave them out")
     if recipe not in RECIPES:
         raise unknown_name("recipe", recipe, RECIPES)
     changed = {"epochs": epochs, "batch_size": batch_size, "augment": augment, "precision": precision}
@@ -431,6 +433,10 @@ def main() -> None:
         if debug:
             raise
         _fail(str(error), error.exit_status)
+    except PermissionError as error:
+        if debug:
+            raise
+        _fail(f"error: {error.filename}: found {error.strerror}, expected a place that may be read; choose another", 2)
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(128 + signal.SIGPIPE) from None
@@ -457,6 +463,7 @@ def _calibrate(
     preset: str, where: Where, jobs: int | None, command: str, *, as_json: bool = False, open_report: bool = False,
 ) -> None:
     from spaceless.calibrate import plan_calibration
+    from spaceless.report import disagreements
 
     plan = plan_calibration(preset, command)
     place = where.place()
@@ -464,6 +471,11 @@ def _calibrate(
     page = _report(plan, place, tally, as_json)
     if open_report:
         webbrowser.open(page.resolve().as_uri())
+    if wrong := disagreements([place.out], plan.name):
+        raise SpacelessError(
+            "calibration", found=f"{len(wrong)} cells that differ, first {wrong[0]}", expected="the true largest K",
+            cure="look at the report; if it is not the training that failed, please report a bug",
+        )
 
 
 def _run(plan: Plan, place: Place, jobs: int, *, manifest: bool = True) -> Tally:

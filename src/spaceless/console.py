@@ -77,6 +77,9 @@ class _Watch:
             elif time.monotonic() - self.spoken > _EVERY:
                 self.spoken = time.monotonic()
                 self.out.print(f"{label}: {note}; {self._summary()}", markup=False)
+        elif event.kind == "evaluating":
+            if self.bars:
+                self.bars.update(self.tasks[event.index], completed=event.share, note="evaluating")
         else:
             self._ended(event, label)
         if self.bars and self.main is not None:

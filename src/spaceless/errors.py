@@ -53,16 +53,17 @@ class Interrupted(SpacelessError):  # noqa: N818 (it is an outcome, not a mistak
 
     Args:
         signum: The signal's number; the exit status is 128 + signum, as a shell would say.
+        saved: Whether there is a state to go on from.
 
     """
 
-    def __init__(self, signum: int) -> None:
+    def __init__(self, signum: int, *, saved: bool = True) -> None:
         """Remember the signal, since the exit status follows from it."""
         self.signum = signum
         self.exit_status = 128 + signum
         super().__init__(
             "interrupted", found=signal.Signals(signum).name, expected="the work to end by itself",
-            cure="the state is saved, and the same command goes on from here",
+            cure="the state is saved, and the same command goes on from here" if saved else "nothing was written",
         )
 
 

@@ -179,6 +179,9 @@ def free_ks(panel: Panel, tolerance: float) -> list[FreeK]:
     return found
 
 
+CHANCE_LIMIT = 3.0  # standard errors; farther away is not chance
+
+
 @dataclass(frozen=True)
 class ChanceCell:
     """A cell whose accuracy geometry says is exactly chance; `deviation` is in standard errors of a blind guess."""
@@ -241,4 +244,6 @@ def _verdict(rows: Sequence[Row], true: Truth, tolerance: float) -> Verdict:
             break
         measured = k
     agrees = measured is not None and lower <= measured <= upper
-    return Verdict(true.data, true.method, runs, measured, lower, upper, cells, agrees)
+    off = [cell.k for cell in cells if abs(cell.deviation) > CHANCE_LIMIT]
+    note = f"not at chance for K = {', '.join(map(str, off))}" if off else ""
+    return Verdict(true.data, true.method, runs, measured, lower, upper, cells, agrees and not off, note)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from spaceless.cost import cost, count_parameters
+from spaceless.errors import InputError
 from spaceless.models import build_model, default_image_size, stem_is_unit
 from spaceless.paper import Count, counts
 from spaceless.receptive import unit_fields
@@ -42,7 +43,10 @@ def inspect_model(
     """
     # The trial's checks are the ones for names and for what can be combined.
     make(Trial, "inspect", model=name, data="none", method=method, k=k, only=only)
-    size = image_size or default_image_size(name)
+    size = default_image_size(name) if image_size is None else image_size
+    for what, value in (("classes", classes), ("image size", size)):
+        if value < 1:
+            raise InputError(what, found=value, expected="at least 1", cure="give a positive number")
     model = untrained(name, classes, size, width=width)
     traced = trace(model, size)
     units = units_of(traced, stem=stem_is_unit(name))

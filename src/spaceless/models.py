@@ -121,7 +121,7 @@ def _small_stem(model: nn.Module, image_size: int) -> nn.Module:
 def _chain(text: str, classes: int) -> nn.Module:
     from torchvision.models import vgg
 
-    layers: list[str | int] = [int(t) if t.isdigit() else t for t in text.split("-")]
+    layers: list[str | int] = [int(t) if t.isdecimal() else t for t in text.split("-")]
     widths = [t for t in layers if isinstance(t, int)]
     if not widths or min(widths) < 1 or any(isinstance(t, str) and t != "M" for t in layers):
         raise InputError(

@@ -37,7 +37,6 @@ _POOLS: dict[Callable[..., Any], str] = {
     functional.max_pool2d: "window", functional.avg_pool2d: "window", torch.max_pool2d: "window",
     functional.adaptive_avg_pool2d: "global", functional.adaptive_max_pool2d: "global",
 }
-_FORGET = ("flatten", "mean")  # methods and functions that end the spatial part of a classifier
 
 
 def receptive_fields(traced: Trace) -> dict[fx.Node, ReceptiveField | None]:
@@ -85,14 +84,23 @@ def _propagate(traced: Trace) -> dict[fx.Node, _Field]:
             continue
         if node not in traced.shapes:
             continue
-        inputs = [fields[source] for source in node.all_input_nodes if source in fields]
-        known = [field for field in inputs if field is not None]
-        if len(known) < len(inputs) or not known:
-            fields[node] = None  # one branch without positions decides: its values reach every position
+        sources = [source for source in node.all_input_nodes if source in fields]
+        known = [field for source in sources if (field := fields[source]) is not None]
+        lost = [source for source in sources if fields[source] is None and not _is_gate(traced.shapes[source])]
+        if lost or not known:
+            fields[node] = None  # a branch whose positions mean nothing decides: they are mixed into all others
             continue
         merged = _widest([f[0] for f in known]), _widest([f[1] for f in known])
         fields[node] = _through(traced, node, merged)
     return fields
+
+
+def _is_gate(shape: tuple[int, ...]) -> bool:
+    """Tell whether a tensor has one position, so that it scales a map without touching the places in it.
+
+    Squeeze-and-excitation is left out of receptive fields, as in published figures: its gate sees the whole image.
+    """
+    return len(shape) == 4 and shape[2:] == (1, 1)
 
 
 def _widest(pairs: list[_Pair]) -> _Pair:
@@ -105,7 +113,11 @@ def _through(traced: Trace, node: fx.Node, field: tuple[_Pair, _Pair]) -> _Field
     after = traced.shapes[node]
     if isinstance(module, ShuffleConv) and module.shuffle.channels:  # positions keep their meaning (A.6)
         module = module.conv
-    if isinstance(module, ShuffleConv | GlobalAveragePool | nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d | nn.Flatten):
+    if isinstance(module, nn.Flatten):
+        return _flattened(before, field)
+    if isinstance(module, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d) and after[2:] != (1, 1):
+        return field if before == after else None  # windows of unequal size: no one field describes them
+    if isinstance(module, ShuffleConv | GlobalAveragePool | nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d):
         return field if before == after and not isinstance(module, ShuffleConv) else None
     if isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d | nn.LPPool2d):
         stride = module.stride if module.stride is not None else module.kernel_size
@@ -116,9 +128,16 @@ def _through(traced: Trace, node: fx.Node, field: tuple[_Pair, _Pair]) -> _Field
         kernel = _argument(node, 1, "kernel_size")
         return _slide(field, _pair(kernel), _pair(_argument(node, 2, "stride") or kernel), (1, 1))
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    if kind == "global" or (node.op != "call_module" and name in _FORGET):
+    if kind == "global" or (node.op != "call_module" and name == "mean"):
         return None if before != after else field
+    if node.op != "call_module" and name == "flatten":
+        return _flattened(before, field)
     return field
+
+
+def _flattened(before: tuple[int, ...], field: tuple[_Pair, _Pair]) -> _Field:
+    """Flattening gives up no place: what reads the vector knows where each value was, unless there was one only."""
+    return None if before[2:] == (1, 1) else field
 
 
 def _slide(field: tuple[_Pair, _Pair], kernel: _Pair, stride: _Pair, dilation: _Pair) -> _Field:

@@ -66,6 +66,18 @@ def answers(dirs: Sequence[str | Path], study: str) -> list[str]:
     return [text for section in page.sections for each in section.answers for text in (each.text, *each.notes)]
 
 
+def disagreements(dirs: Sequence[str | Path], study: str) -> list[str]:
+    """Return the cells of a calibration whose measured largest K, or whose chance level, is not the true one."""
+    outcomes, studies, _ = load(dirs)
+    found = []
+    for each in (s for s in studies if s.name == study):
+        mine = {p.trial.id for p in each.planned}
+        made = rows([o for o in outcomes if o.trial.id in mine], each.planned)
+        found += [f"{v.method} on {v.data}" for v in verdicts(made, each.truth, CALIBRATION_TOLERANCE)
+                  if v.agrees is False]
+    return found
+
+
 def _unplanned(outcomes: Sequence[Outcome], studies: Sequence[Study]) -> list[Outcome]:
     schemes: dict[str, set[int | None]] = {}
     for plan in (p for s in studies for p in s.planned):

@@ -23,7 +23,7 @@ from spaceless.cost import cost
 from spaceless.data import Dataset, load
 from spaceless.data.controls import is_control, make_control
 from spaceless.data.find import ROOT_VARIABLE
-from spaceless.errors import InputError
+from spaceless.errors import InputError, Interrupted
 from spaceless.evaluation import evaluate
 from spaceless.models import build_model, stem_is_unit
 from spaceless.receptive import usable_field
@@ -118,13 +118,15 @@ def run_trial(
     costs = cost(model, data.image_size)
     device = choose_device(place.device)
     precision = choose_precision(trial.recipe.precision, device)
-    started, clock = datetime.now(UTC), time.perf_counter()
+    started = datetime.now(UTC)
     folder = store.begin(trial)
     model.to(device)
     training = train(
         model, data, trial.recipe, trial.seed, precision=precision, stop=stop, progress=progress,
-        states=States(store.states(trial), trial.id, place.save_seconds),
+        # A state belongs to the images as well: a file that changed under its name must not be gone on with.
+        states=States(store.states(trial), f"{trial.id} on {data.digest}", place.save_seconds),
     )
+    trained = time.perf_counter()
     repeats = trial.repeats if any(shuffles(model)) else 1  # with `strip` there may be no shuffle left
     evaluations = () if training.diverged else (
         evaluate(model, data, repeats=repeats, precision=precision, stop=stop, progress=on_evaluation),
@@ -139,8 +141,7 @@ def run_trial(
         evaluations=evaluations, history=training.history, data=data.facts, precision=precision,
         weights_sha256=hashlib.sha256(weights).hexdigest(), versions=versions(), hardware=hardware(device),
         threads=torch.get_num_threads(), started=started.isoformat(timespec="seconds"),
-        seconds=round(time.perf_counter() - clock, 3),
-        notes=(f"multiply-adds leave out {', '.join(costs.not_counted)}",) if costs.not_counted else (),
+        seconds=round(sum(epoch.seconds for epoch in training.history) + time.perf_counter() - trained, 3),
     )
     store.finish(outcome)
     checkpoint.discard(store.states(trial))
@@ -169,7 +170,8 @@ def evaluate_run(
     if outcome is None or not weights.is_file():
         raise InputError(
             str(folder), found="no outcome" if outcome is None else "no weights",
-            expected="a finished trial with weights", cure="run the trial again without --no-weights",
+            expected="a finished trial with weights",
+            cure="remove this folder and run the trial again, without --no-weights",
         )
     if outcome.status != "finished":
         raise InputError(
@@ -182,6 +184,11 @@ def evaluate_run(
             f"data {trial.data}", found=f"other images in {data.source} than the training had",
             expected=f"those of {outcome.data.source}", cure="name the folder that holds them with --data-root",
         )
+    if shuffle_last is not None and (trial.method not in ("baseline", "shuffle") or trial.strip):
+        raise InputError(
+            "shuffle_last", found=f"a network changed by {trial.method}", expected="an unchanged or a shuffling one",
+            cure="leave --shuffle-last out: its last units have no places left to shuffle",
+        )
     model, _ = build(trial, data.classes, data.image_size)
     model.load_state_dict(_checked_weights(weights, outcome))
     if shuffle_last is not None:
@@ -192,10 +199,13 @@ def evaluate_run(
                 stem=stem_is_unit(trial.model),
             )
     device = choose_device(place.device)
-    found = evaluate(
-        model.to(device), data, repeats=repeats if any(shuffles(model)) else 1, shuffle_last=shuffle_last,
-        precision=choose_precision(trial.recipe.precision, device), stop=stop, progress=progress,
-    )
+    try:
+        found = evaluate(
+            model.to(device), data, repeats=repeats if any(shuffles(model)) else 1, shuffle_last=shuffle_last,
+            precision=choose_precision(trial.recipe.precision, device), stop=stop, progress=progress,
+        )
+    except Interrupted as interrupted:
+        raise Interrupted(interrupted.signum, saved=False) from None
     if shuffle_last is not None:
         store.add_evaluation(trial, found)
     return found

@@ -32,6 +32,8 @@ def inspection(found: dict[str, Any], as_json: bool) -> None:
         for u in found["units"]
     ])
     print(f"{found['params']:,} parameters, {found['macs']:,} multiply-adds per image")
+    if any(u["modified"] for u in found["units"]):
+        print("map and receptive field are those before the change")
     if found["not_counted"]:
         print(f"not counted in the multiply-adds: {', '.join(found['not_counted'])}")
 

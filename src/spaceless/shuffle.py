@@ -96,7 +96,7 @@ class Shuffle(nn.Module):
         channels: Permute the channels (appendix A.6) instead of the positions.
         per_image: Draw a permutation for every image of the batch.
         shared: Use one permutation for all channels.
-        fixed: Keep the permutation of the first pass.
+        fixed: Keep one permutation, in training and in evaluation alike.
         patch: Move patches of `patch` x `patch` positions as a whole.
 
     """
@@ -120,9 +120,9 @@ class Shuffle(nn.Module):
     def next_permutation(self, x: Tensor) -> Tensor:
         """Draw the permutation of this pass for x (N, C, H, W) and count the pass."""
         mode = "train" if self.training else "eval"
-        step = 0 if self.fixed else self.passes[mode]
+        purpose, step = ("fixed", 0) if self.fixed else (mode, self.passes[mode])
         self.passes[mode] += 1
-        seed = derive(self.seed, f"shuffle/{mode}/{self.layer}", step)
+        seed = derive(self.seed, f"shuffle/{purpose}/{self.layer}", step)
         n, c, h, w = x.shape
         if h % self.patch or w % self.patch:
             raise SurgeryError(

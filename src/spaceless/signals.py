@@ -12,15 +12,16 @@ _CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 @contextmanager
-def caught_signals() -> Iterator[Callable[[], int | None]]:
+def caught_signals(*, patient: bool = False) -> Iterator[Callable[[], int | None]]:
     """Give a function that returns the first SIGINT, SIGTERM or SIGUSR1 received, or None.
 
-    A second signal ends the process at once, with 128 + its number as exit status.
+    A second signal ends the process at once, with 128 + its number as exit status; not a `patient` one, which is a
+    worker: a terminal sends its signals to workers too, and the parent hands them on, so that they come twice.
     """
     received: list[int] = []
 
     def remember(number: int, _frame: FrameType | None) -> None:
-        if received:
+        if received and not patient:
             os._exit(128 + number)
         received.append(number)
 

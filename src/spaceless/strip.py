@@ -72,6 +72,12 @@ def _first_mismatch(model: nn.Module, image_size: int) -> _Mismatch | None:
             model(example_input(model, image_size))
     except _Mismatch as mismatch:
         return mismatch
+    except Exception as error:  # the network's own code: two branches that no longer meet, say
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:160]
+        raise SurgeryError(
+            "strip", found=reason, expected="units that can be left out one after the other",
+            cure="strip fewer units, or choose another method for this network",
+        ) from error
     finally:
         for handle in handles:
             handle.remove()

@@ -17,7 +17,7 @@ import torch
 
 from spaceless.cost import cost
 from spaceless.data import Dataset
-from spaceless.errors import Interrupted, SpacelessError, unknown_name
+from spaceless.errors import InputError, Interrupted, SpacelessError, unknown_name
 from spaceless.paper import PRESETS, Planned, Scale, experiment, load_study
 from spaceless.run import Place, build, evaluate_run, load_data, run_trial
 from spaceless.signals import caught_signals
@@ -53,8 +53,9 @@ class Event:
     """News of the trial with number `index` in the plan."""
 
     index: int
-    kind: Literal["started", "progress", "finished", "known", "failed"]
+    kind: Literal["started", "progress", "evaluating", "finished", "known", "failed"]
     progress: Progress | None = None
+    share: float = 0.0  # of an evaluation
     outcome: Outcome | None = None
     error: SpacelessError | None = None
 
@@ -123,7 +124,18 @@ def check(plan: Plan, place: Place) -> Estimate:
         kind = trial.model_copy(update={"seed": 0, "repeats": 1}).id
         if kind not in costs:
             costs[kind] = _macs(trial, data)
-        if place.store.outcome(trial) is None:
+        known = place.store.outcome(trial)
+        if planned.evaluations and not place.keep_weights:
+            raise InputError(
+                "--no-weights", found=f"further test schemes for {trial.label}", expected="trained weights to test",
+                cure="leave --no-weights out",
+            )
+        if known is not None and known.data is not None and known.data.digest != data.digest:
+            raise InputError(
+                f"data {trial.data}", found="other images than the finished trials had", expected="the same",
+                cure="choose another --out for the new images",
+            )
+        if known is None:
             to_run += 1
             macs += 3 * costs[kind] * len(data.train_images) * trial.recipe.epochs  # forward, and twice that backward
     return Estimate(len(plan.planned), to_run, macs)
@@ -155,6 +167,8 @@ def run_study(
         Interrupted: A signal came; states are saved and the same call goes on from there.
 
     """
+    if jobs < 1:
+        raise InputError("jobs", found=jobs, expected="at least 1", cure="leave it out")
     check(plan, place)
     if manifest:
         place.store.write_study(plan.manifest())
@@ -176,12 +190,19 @@ def run_study(
             tally.failed.append((plan.planned[event.index].trial, event.error))
         tell(event)
 
+    # How many threads add up a sum decides its last bit, so their number follows from `jobs` and not from what is left.
+    before = torch.get_num_threads()
+    threads = max(1, before // jobs)
     with caught_signals() as stop:
         if jobs > 1 and len(todo) > 1:
-            _in_processes(plan, place, todo, min(jobs, len(todo)), stop, note)
+            _in_processes(plan, place, todo, min(jobs, len(todo)), threads, stop, note)
         else:
-            for index in todo:
-                _one(index, plan.planned[index], place, stop, note)
+            torch.set_num_threads(threads)
+            try:
+                for index in todo:
+                    _one(index, plan.planned[index], place, stop, note)
+            finally:
+                torch.set_num_threads(before)
     return tally
 
 
@@ -198,27 +219,37 @@ def _one(index: int, planned: Planned, place: Place, stop: Stop, tell: Callable[
     tell(Event(index, "started"))
     try:
         outcome = run_trial(
-            planned.trial, place, stop=stop, progress=lambda now: tell(Event(index, "progress", progress=now)))
+            planned.trial, place, stop=stop, progress=lambda now: tell(Event(index, "progress", progress=now)),
+            on_evaluation=lambda share: tell(Event(index, "evaluating", share=share)),
+        )
         for last in _missing(planned, place) if outcome.status == "finished" else ():
             evaluate_run(
-                place.store.folder(planned.trial), place, shuffle_last=last, repeats=planned.repeats, stop=stop)
+                place.store.folder(planned.trial), place, shuffle_last=last, repeats=planned.repeats, stop=stop,
+                progress=lambda share: tell(Event(index, "evaluating", share=share)),
+            )
     except Interrupted:
         raise
     except SpacelessError as error:
         tell(Event(index, "failed", error=error))
+    except Exception as error:  # one trial out of memory, say, must not end the others
+        reason = f"{type(error).__name__}: {error}"[:200]
+        tell(Event(index, "failed", error=SpacelessError(
+            planned.trial.label, found=reason, expected="an outcome",
+            cure="mend the cause and run the same command again",
+        )))
     else:
         tell(Event(index, "finished", outcome=outcome))
 
 
 def _in_processes(
-    plan: Plan, place: Place, todo: Sequence[int], jobs: int, stop: Stop, tell: Callable[[Event], None],
+    plan: Plan, place: Place, todo: Sequence[int], jobs: int, threads: int, stop: Stop,
+    tell: Callable[[Event], None],
 ) -> None:
     """Let `jobs` processes take trials from one queue; a signal here is handed on to all of them."""
     context = multiprocessing.get_context("spawn")  # a forked process would inherit torch's threads half-way
     tasks, news = context.Queue(), context.Queue()
     for index in (*todo, *[None] * jobs):  # None: there is nothing left to do
         tasks.put(index)
-    threads = max(1, torch.get_num_threads() // jobs)
     arguments = (plan, place, tasks, news, threads, os.getpid())
     workers = [context.Process(target=_work, args=arguments, daemon=True) for _ in range(jobs)]
     for worker in workers:
@@ -226,12 +257,13 @@ def _in_processes(
     handed_on = False
     open_trials = set(todo)
     while open_trials:
+        alive = any(worker.is_alive() for worker in workers)  # asked first: a worker's last news may still be coming
         try:
             event = news.get(timeout=_PATIENCE)
         except queue.Empty:
-            alive = any(worker.is_alive() for worker in workers)
+            if not alive:
+                break
         else:
-            alive = True
             tell(event)
             if event.kind in ("finished", "failed"):
                 open_trials.discard(event.index)
@@ -240,8 +272,6 @@ def _in_processes(
             for worker in workers:
                 if worker.is_alive() and worker.pid is not None:
                     os.kill(worker.pid, signal.SIGTERM)
-        if not alive:
-            break
     while any(worker.is_alive() for worker in workers):  # a process ends only when its last news are fetched
         with suppress(queue.Empty):
             news.get(timeout=_PATIENCE)
@@ -258,11 +288,11 @@ def _work(plan: Plan, place: Place, tasks: Any, news: Any, threads: int, parent:
 
     def tell(event: Event) -> None:
         nonlocal last_told
-        if event.kind != "progress" or time.monotonic() - last_told > _PATIENCE:
+        if event.kind not in ("progress", "evaluating") or time.monotonic() - last_told > _PATIENCE:
             last_told = time.monotonic()
             news.put(event)
 
-    with caught_signals() as asked:
+    with caught_signals(patient=True) as asked:
 
         def stop() -> int | None:
             return signal.SIGTERM if os.getppid() != parent else asked()

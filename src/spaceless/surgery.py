@@ -11,19 +11,23 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional
 
 from spaceless.errors import SpacelessError, SurgeryError, unknown_name
 from spaceless.models import GlobalAveragePool
 from spaceless.plan import Plan, followers
 from spaceless.shuffle import Shuffle, ShuffleConv
 from spaceless.strip import strip_units
-from spaceless.tracing import example_input, trace
+from spaceless.tracing import Trace, example_input, trace
 from spaceless.trial import METHODS, Change, ShuffleOptions
 from spaceless.units import Unit, is_spatial, units_of
 
 _POOLING = (
     nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, GlobalAveragePool,
 )
+
+
+_WINDOWS = (functional.max_pool2d, functional.avg_pool2d, torch.max_pool2d)
 
 
 class FullyConnected(nn.Linear):
@@ -116,6 +120,12 @@ def _plan(model: nn.Module, k: int | None, only: int | None, image_size: int, st
                 "k", found=k, expected=f"0 to {len(units)}, the number of units", cure="see the units with inspect",
             )
         targets = units[len(units) - k:]
+    for path in (path for unit in targets for path in unit.convs):
+        if len(traced.calls(path)) > 1:
+            raise SurgeryError(
+                path, found=f"a convolution that runs {len(traced.calls(path))} times", expected="one that runs once",
+                cure="give each place a convolution of its own, or change fewer units",
+            )
     return Plan(copy.deepcopy(model), traced, units, targets)
 
 
@@ -145,6 +155,8 @@ def _conv1x1(plan: Plan, targets: list[Unit], downsample: str) -> None:
                 continue
             old = plan.model.get_submodule(path)
             assert isinstance(old, nn.Conv2d)
+            if pool is None and not is_spatial(conv):
+                continue  # a strided 1x1 convolution is what `stride` asks for
             new = _pointwise(old, conv.stride[0] if strided and pool is None else 1)
             plan.replace(unit.index, path, nn.Sequential(new, pool) if pool else new)
 
@@ -159,6 +171,11 @@ def _gap_fc(plan: Plan) -> None:
             downstream.add(node)
     for node in plan.traced.nodes:
         path, module = str(node.target), plan.traced.module_of(node)
+        if node in downstream and node.target in _WINDOWS:
+            raise SurgeryError(
+                f"gap_fc on {type(plan.traced.model).__name__}", found=f"{node} pools with a function, not a module",
+                expected="pooling that can be taken out", cure="choose a smaller K or conv1x1",
+            )
         if node not in downstream or module is None or not _present(plan.model, path):
             continue
         unit = plan.unit_of(path)
@@ -170,10 +187,15 @@ def _gap_fc(plan: Plan) -> None:
             old = plan.model.get_submodule(path)
             assert isinstance(old, nn.Conv2d)
             plan.replace(unit, path, _connected(old))
-        elif isinstance(module, _POOLING):
+        elif isinstance(module, _POOLING) and not _spreads(plan.traced, node):
             plan.replace(unit, path, nn.Identity())
     body = plan.model.get_submodule(first.name)
     plan.replace(first.index, first.name, nn.Sequential(GlobalAveragePool(), body))
+
+
+def _spreads(traced: Trace, node: fx.Node) -> bool:
+    """Tell whether adaptive pooling gives a map of several positions that its readers expect; it repeats the vector."""
+    return "Adaptive" in type(traced.module_of(node)).__name__ and traced.shapes[node][2:] != (1, 1)
 
 
 def _present(model: nn.Module, path: str) -> bool:

@@ -50,7 +50,8 @@ def module_stack(node: fx.Node) -> tuple[str, ...]:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return type(m).__module__.startswith("spaceless.") or super().is_leaf_module(m, module_qualified_name)
+        ours = type(m).__module__.startswith("spaceless.") or isinstance(m, nn.Conv2d)  # also subclasses of others
+        return ours or super().is_leaf_module(m, module_qualified_name)
 
 
 class _Shapes(fx.Interpreter):
@@ -66,9 +67,10 @@ class _Shapes(fx.Interpreter):
 
 
 def example_input(model: nn.Module, image_size: int) -> Tensor:
-    """Return zeros (1, C, image_size, image_size) on the device of `model`; C is what its first convolution takes."""
-    convs = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
-    channels = convs[0].in_channels if convs else 3
+    """Return zeros (1, C, image_size, image_size) on the device of `model`; C is what its first layer takes."""
+    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    first = layers[0] if layers else None
+    channels = first.in_channels if isinstance(first, nn.Conv2d) else first.in_features if first else 3
     place = next(iter(model.parameters()), torch.empty(0))
     return torch.zeros(1, channels, image_size, image_size, device=place.device, dtype=place.dtype)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from spaceless.findings import (
     ARROW,
+    CHANCE_LIMIT,
     DASH,
     MINUS,
     FreeK,
@@ -249,8 +250,8 @@ def calibration_answer(found: Sequence[Verdict]) -> Answer:
     text = f"Measured and true largest K agree in {agree} of {len(found)} cells"
     text += f"; {unknown} not complete yet." if unknown else "."
     if cells:
-        near = sum(abs(c.deviation) <= 3 for c in cells)
+        near = sum(abs(c.deviation) <= CHANCE_LIMIT for c in cells)
         most = max(abs(c.deviation) for c in cells)
-        text += (f" Where geometry says chance, {near} of {len(cells)} accuracies lie within 3 standard errors of it "
-                 f"(the farthest at {most:.1f}).")
+        text += (f" Where geometry says chance, {near} of {len(cells)} accuracies lie within {CHANCE_LIMIT:g} "
+                 f"standard errors of it (the farthest at {most:.1f}).")
     return Answer(text)

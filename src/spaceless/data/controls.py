@@ -36,6 +36,7 @@ PATTERNS = (  # four pixels set in each, all within 3x3 and none a shift of anot
     ((1, 0, 1), (0, 0, 0), (1, 0, 1)),
 )
 PATTERN_SIZE = 3
+ROOM = 8  # pixels that a pair can be moved by along its own direction
 
 
 def is_control(name: str) -> bool:
@@ -61,7 +62,7 @@ def control_size(name: str) -> int:
 
 def arrangement_size(distance: int) -> int:
     """Return the side of the images of `arrangement-D`: D to each border, D between the marks, and 8 to move in."""
-    return 3 * distance + 8
+    return 3 * distance + ROOM
 
 
 def make_control(name: str, seed: int = 0) -> Dataset:

@@ -143,8 +143,9 @@ class Dataset:
     def facts(self) -> DataFacts:
         """What an outcome keeps of the data it saw; outcomes are shared, so of a path only the last part."""
         return DataFacts(
-            name=self.name, source=Path(self.source).name, note=self.note, classes=self.classes, image_size=self.image_size,
-            train_images=len(self.train_images), test_images=len(self.test_images), digest=self.digest,
+            name=self.name, source=Path(self.source).name, note=self.note, classes=self.classes,
+            image_size=self.image_size, digest=self.digest, train_images=len(self.train_images),
+            test_images=len(self.test_images),
         )
 
     def subset(self, train: int | None = None, test: int | None = None, seed: int = 0) -> Dataset:
