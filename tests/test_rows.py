@@ -189,7 +189,8 @@ def test_a_calibration_cell_worked_by_hand(tmp_path):
     ({0: (99.0,), 1: (99.0,), 2: (60.0,)}, 2, None, 1, False),  # lost where it must be learnable
     ({0: (99.0,), 1: (99.0,), 2: (99.0,)}, 0, 2, 2, False),  # kept where only chance is left
     ({0: (99.0,), 1: (90.0,), 2: (99.0,)}, 2, None, 0, False),  # a later K does not make up for an earlier one
-    ({0: (99.0,), 1: (99.0,), 2: (50.0,)}, 0, 2, 1, True),  # between the bounds nothing is claimed
+    ({0: (99.0,), 1: (99.0,), 2: (26.0,)}, 0, 2, 1, True),  # between the bounds nothing is claimed
+    ({0: (99.0,), 1: (99.0,), 2: (50.0,)}, 0, 2, 1, False),  # the largest K is right, but chance is not chance
     ({0: (99.0,), 1: (99.0,)}, 7, None, 1, True),  # the truth is cut to the K that were planned
     ({0: (26.0,), 1: (25.0,)}, 1, None, None, False),  # a baseline that learnt nothing agrees with nothing
 ])
