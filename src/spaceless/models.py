@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 import re
+from difflib import get_close_matches
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,21 +77,31 @@ def _construct(name: str, classes: int, image_size: int) -> nn.Module:
             raise unknown_name("model", rest, _near(rest, known), "see torchvision.models.list_models()")
         return models.get_model(rest, num_classes=classes, **_without_auxiliary(rest))  # type: ignore[no-any-return]
     if prefix == "timm":
-        import timm
-
+        timm = _timm()
         known = timm.list_models()
         if rest not in known:
             raise unknown_name("model", rest, _near(rest, known), "see timm.list_models()")
-        return timm.create_model(rest, num_classes=classes)
+        return timm.create_model(rest, num_classes=classes)  # type: ignore[no-any-return]
     if prefix == "chain":
         return _chain(rest, classes)
     raise unknown_name("model", name, (*PAPER_MODELS, *(p + "NAME" for p in MODEL_PREFIXES)))
 
 
+def _timm() -> Any:
+    try:
+        import timm
+    except ImportError as error:
+        raise InputError(
+            "model", found="no package timm", expected="the extra that timm:NAME needs",
+            cure="install it with: pip install 'spaceless[timm]'",
+        ) from error
+    return timm
+
+
 def _near(name: str, known: list[str]) -> list[str]:
-    """Return a few names to show out of hundreds: those that begin alike, or the first ones."""
+    """Return a few names to show out of hundreds: the nearest, those that begin alike, or the first ones."""
     stem = re.split(r"[\d_]", name)[0]
-    return ([k for k in known if stem and k.startswith(stem)] or known)[:6]
+    return get_close_matches(name, known, n=6) or ([k for k in known if stem and k.startswith(stem)] or known)[:6]
 
 
 def _without_auxiliary(name: str) -> dict[str, object]:
@@ -128,7 +140,9 @@ def _chain(text: str, classes: int) -> nn.Module:
             "model", found=f"'chain:{text}'", expected="channel counts and M for pooling, joined by -",
             cure="write for example chain:16-M-24-24-M-32-32",
         )
-    model = vgg.VGG(vgg.make_layers(layers, batch_norm=True), num_classes=1, init_weights=False)
+    features = vgg.make_layers(layers, batch_norm=True)
+    with torch.device("meta"):  # torchvision's own head of 120 million weights is never filled: it is replaced below
+        model = vgg.VGG(features, num_classes=1, init_weights=False)
     model.avgpool, model.classifier = GlobalAveragePool(), nn.Linear(widths[-1], classes)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
@@ -139,7 +153,13 @@ def _chain(text: str, classes: int) -> nn.Module:
 
 def _scale_width(model: nn.Module, classes: int, width: float) -> nn.Module:
     """Replace every layer by one with `width` times the channels, initialised like the layer it replaces."""
-    layers = [(path, m) for path, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear | nn.BatchNorm2d)]
+    layers = [(path, m) for path, m in model.named_modules() if [*m.parameters(False), *m.buffers(False)]]
+    for path, module in layers:
+        if type(module) not in (nn.Conv2d, nn.Linear, nn.BatchNorm2d):  # a subclass may do more than its base
+            raise InputError(
+                "width", found=f"{width} with a {type(module).__name__} ({path or 'the network itself'})",
+                expected="a network whose weights are all in Conv2d, Linear and BatchNorm2d", cure="leave width out",
+            )
     last = [path for path, m in layers if not isinstance(m, nn.BatchNorm2d)][-1]
     for path, module in layers:
 
@@ -159,10 +179,16 @@ def _scale_width(model: nn.Module, classes: int, width: float) -> nn.Module:
             new = nn.Linear(scaled(module.in_features), outputs, module.bias is not None)
         else:
             inputs = module.in_channels if module.in_channels == 3 else scaled(module.in_channels)
+            outputs = classes if path == last else scaled(module.out_channels)
+            groups = module.groups if module.groups < module.in_channels else inputs
+            if inputs % groups or outputs % groups:
+                raise InputError(
+                    "width", found=f"{width} ({inputs} channels in the {groups} groups of {path})",
+                    expected="a factor that leaves whole groups", cure="choose a larger width",
+                )
             new = nn.Conv2d(
-                inputs, classes if path == last else scaled(module.out_channels),
-                module.kernel_size, module.stride, module.padding, module.dilation,  # type: ignore[arg-type]
-                module.groups if module.groups < module.in_channels else inputs, module.bias is not None,
+                inputs, outputs, module.kernel_size, module.stride,
+                module.padding, module.dilation, groups, module.bias is not None,
             )
         if not isinstance(module, nn.BatchNorm2d):
             _initialise_like(new, module)
