@@ -40,7 +40,8 @@ class Trace:
 
     def inside(self, path: str) -> list[fx.Node]:
         """Return the nodes that are executed within the module at `path`, itself included."""
-        return [node for node in self.nodes if path in module_stack(node) or node in self.calls(path)]
+        own = set(self.calls(path))
+        return [node for node in self.nodes if node in own or path in module_stack(node)]
 
 
 def module_stack(node: fx.Node) -> tuple[str, ...]:
@@ -48,10 +49,18 @@ def module_stack(node: fx.Node) -> tuple[str, ...]:
     return tuple(path for path, _ in node.meta.get("nn_module_stack", {}).values())
 
 
+# A library's own variants of these (timm's Conv2dSame and BatchNormAct2d, say) stay one layer: traced into, they would
+# be functions that no unit counts and no surgery finds.
+_LAYERS = (nn.Conv2d, nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+
+
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        ours = type(m).__module__.startswith("spaceless.") or isinstance(m, nn.Conv2d)  # also subclasses of others
-        return ours or super().is_leaf_module(m, module_qualified_name)
+        return _is_ours(m) or isinstance(m, _LAYERS) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _is_ours(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("spaceless.")
 
 
 class _Shapes(fx.Interpreter):
@@ -67,10 +76,14 @@ class _Shapes(fx.Interpreter):
 
 
 def example_input(model: nn.Module, image_size: int) -> Tensor:
-    """Return zeros (1, C, image_size, image_size) on the device of `model`; C is what its first layer takes."""
-    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    first = layers[0] if layers else None
-    channels = first.in_channels if isinstance(first, nn.Conv2d) else first.in_features if first else 3
+    """Return zeros (1, C, image_size, image_size) on the device of `model`.
+
+    C is what its first convolution takes, or what surgery has put in its place. The stem may be registered behind
+    the blocks: where that is neither 1 nor 3, a convolution that takes 3 channels decides, then one that takes 1.
+    """
+    taken = [m.in_channels if isinstance(m, nn.Conv2d) else m.in_features for m in model.modules()
+             if isinstance(m, nn.Conv2d) or (isinstance(m, nn.Linear) and _is_ours(m))] or [3]
+    channels = next((c for c in (3, 1) if c in taken and taken[0] not in (1, 3)), taken[0])
     place = next(iter(model.parameters()), torch.empty(0))
     return torch.zeros(1, channels, image_size, image_size, device=place.device, dtype=place.dtype)
 
