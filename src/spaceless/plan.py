@@ -25,7 +25,9 @@ class Plan:
     def replace(self, unit: int, path: str, new: nn.Module) -> None:
         """Put `new` in the place of the module at `path` and record it; unit 0 means behind the last unit."""
         old = self.model.get_submodule(path)
-        new.train(old.training)
+        kept = set(old.modules())  # a part may be frozen in evaluation mode
+        for module in new.modules():
+            module.training = module.training if module in kept else old.training
         self.changes.append(Change(unit=unit, path=path, before=describe(old), after=describe(new)))
         self.model.set_submodule(path, new)
 

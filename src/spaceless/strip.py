@@ -93,19 +93,19 @@ def _fitted(module: nn.Module, channels: int) -> nn.Module:
     Columns are repeated where more are needed: the spread of the initialisation stays what it was.
     """
     if isinstance(module, nn.BatchNorm2d):
-        return nn.BatchNorm2d(channels, module.eps, module.momentum).to(module.weight.device)
+        return nn.BatchNorm2d(channels, module.eps, module.momentum).to(module.weight)
     columns = torch.arange(channels) % (_channels(module) or 1)
-    new: nn.Conv2d | nn.Linear
+    assert isinstance(module.weight, Tensor)
+    place = {"device": module.weight.device, "dtype": module.weight.dtype, "bias": module.bias is not None}
+    new: nn.Conv2d | nn.Linear  # made without initialisation, which would use up random numbers for nothing
     if isinstance(module, nn.Linear):
-        new = nn.Linear(channels, module.out_features, module.bias is not None)
+        new = nn.utils.skip_init(nn.Linear, channels, module.out_features, **place)  # type: ignore[no-untyped-call]
     else:
         assert isinstance(module, nn.Conv2d)
-        new = nn.Conv2d(
-            channels, module.out_channels, module.kernel_size, module.stride,  # type: ignore[arg-type]
-            module.padding, module.dilation, bias=module.bias is not None,  # type: ignore[arg-type]
+        new = nn.utils.skip_init(  # type: ignore[no-untyped-call]
+            nn.Conv2d, channels, module.out_channels, module.kernel_size, module.stride, module.padding,
+            module.dilation, **place,
         )
-    assert isinstance(module.weight, Tensor)
-    new = new.to(module.weight)
     new.weight.copy_(module.weight[:, columns.to(module.weight.device)])
     if isinstance(module.bias, Tensor) and new.bias is not None:
         new.bias.copy_(module.bias)

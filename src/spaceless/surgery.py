@@ -7,7 +7,7 @@ copy, so that every weight that need not change is the original's.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, fx, nn
@@ -61,8 +61,8 @@ def remove_spatial(
     with the variance that its rule prescribes for the smaller fan, a trained one keeps its answer to a constant map.
 
     Raises:
-        SurgeryError: Unknown method, K or unit out of range, or a network on which this change is not possible.
-        InputError: The network cannot be traced.
+        SurgeryError: K or unit out of range, or a network on which this change is not possible.
+        InputError: Unknown method or down-sampling, or a network that cannot be traced.
 
     """
     if method not in METHODS:
@@ -74,17 +74,23 @@ def remove_spatial(
         raise SurgeryError(
             "only", found=f"method {method}", expected="shuffle, conv1x1 or channel_shuffle", cure="use k instead",
         )
-    if strip > len(plan.targets) or (strip and method == "strip"):
+    if not 0 <= strip <= len(plan.targets) or (strip and method == "strip"):
         raise SurgeryError(
             "strip", found=strip, expected=f"at most k = {len(plan.targets)} units of a method other than strip",
             cure="raise k or lower strip",
+        )
+    options = shuffle or ShuffleOptions()
+    if method == "channel_shuffle" and options != ShuffleOptions(fixed=options.fixed):
+        raise SurgeryError(
+            "shuffle", found=f"{options}", expected="no option but fixed, since channels have no places",
+            cure="leave the other options out",
         )
     removed = len(plan.targets) if method == "strip" else strip
     stripped = plan.targets[len(plan.targets) - removed:]
     kept = [unit for unit in plan.targets if unit not in stripped]
     strip_units(plan, stripped, image_size)
     if method in ("shuffle", "channel_shuffle"):
-        _shuffle(plan, kept, shuffle or ShuffleOptions(), seed, channels=method == "channel_shuffle")
+        _shuffle(plan, kept, options, seed, channels=method == "channel_shuffle")
     elif method == "conv1x1":
         _conv1x1(plan, kept, downsample)
     elif method == "gap_fc" and plan.targets:
@@ -139,7 +145,7 @@ def _shuffle(plan: Plan, targets: list[Unit], options: ShuffleOptions, seed: int
 
 def _conv1x1(plan: Plan, targets: list[Unit], downsample: str) -> None:
     for unit in targets:
-        for node in plan.traced.inside(unit.name):
+        for node in _once(plan.traced.inside(unit.name)):
             conv = plan.traced.module_of(node)
             if not isinstance(conv, nn.Conv2d) or (not is_spatial(conv) and max(conv.stride) == 1):
                 continue
@@ -148,7 +154,7 @@ def _conv1x1(plan: Plan, targets: list[Unit], downsample: str) -> None:
             pool = _pooling(plan, node, conv, downsample) if strided and downsample != "stride" else None
             if _is_depthwise(conv):
                 if strided and pool is None:
-                    pool = nn.AvgPool2d(1, conv.stride[0])  # taking every second position is all that stride does
+                    pool = nn.AvgPool2d(1, conv.stride)  # type: ignore[arg-type]  # taking every second position is all that stride does
                 plan.replace(unit.index, path, pool or nn.Identity())
                 for follower in followers(plan.traced, node):
                     plan.replace(unit.index, follower, nn.Identity())
@@ -157,7 +163,7 @@ def _conv1x1(plan: Plan, targets: list[Unit], downsample: str) -> None:
             assert isinstance(old, nn.Conv2d)
             if pool is None and not is_spatial(conv):
                 continue  # a strided 1x1 convolution is what `stride` asks for
-            new = _pointwise(old, conv.stride[0] if strided and pool is None else 1)
+            new = _pointwise(old, conv.stride if strided and pool is None else (1, 1))
             plan.replace(unit.index, path, nn.Sequential(new, pool) if pool else new)
 
 
@@ -170,14 +176,20 @@ def _gap_fc(plan: Plan) -> None:
         if any(source in downstream for source in node.all_input_nodes):
             downstream.add(node)
     for node in plan.traced.nodes:
-        path, module = str(node.target), plan.traced.module_of(node)
         if node in downstream and node.target in _WINDOWS:
             raise SurgeryError(
                 f"gap_fc on {type(plan.traced.model).__name__}", found=f"{node} pools with a function, not a module",
                 expected="pooling that can be taken out", cure="choose a smaller K or conv1x1",
             )
-        if node not in downstream or module is None or not _present(plan.model, path):
+    for node in _once(node for node in plan.traced.nodes if node in downstream):
+        path, module = str(node.target), plan.traced.module_of(node)
+        if module is None or not _present(plan.model, path):
             continue
+        if isinstance(module, (nn.Conv2d, *_POOLING)) and not downstream.issuperset(plan.traced.calls(path)):
+            raise SurgeryError(
+                f"gap_fc on {path}", found="calls before and behind the pooled unit", expected="calls on one side",
+                cure="give every call a module of its own, or choose another method",
+            )
         unit = plan.unit_of(path)
         if isinstance(module, nn.Conv2d) and _is_depthwise(module):
             plan.replace(unit, path, nn.Identity())
@@ -191,6 +203,15 @@ def _gap_fc(plan: Plan) -> None:
             plan.replace(unit, path, nn.Identity())
     body = plan.model.get_submodule(first.name)
     plan.replace(first.index, first.name, nn.Sequential(GlobalAveragePool(), body))
+
+
+def _once(nodes: Iterable[fx.Node]) -> list[fx.Node]:
+    """Return the first call of each module in `nodes`: one that is called twice is replaced once."""
+    first: dict[str, fx.Node] = {}
+    for node in nodes:
+        if node.op == "call_module":
+            first.setdefault(str(node.target), node)
+    return list(first.values())
 
 
 def _spreads(traced: Trace, node: fx.Node) -> bool:
@@ -212,14 +233,14 @@ def _is_depthwise(conv: nn.Conv2d) -> bool:
 
 def _pooling(plan: Plan, node: fx.Node, conv: nn.Conv2d, downsample: str) -> nn.Module:
     """Return the pooling that shrinks the map as much as the strided convolution did."""
-    stride = conv.stride[0]
-    before, after = plan.traced.shapes[node.all_input_nodes[0]][2], plan.traced.shapes[node][2]
+    before, after = plan.traced.shapes[node.all_input_nodes[0]][2:], plan.traced.shapes[node][2:]
     kind: Callable[..., nn.Module] = nn.AvgPool2d if downsample == "avg" else nn.MaxPool2d
-    return kind(stride, stride, ceil_mode=after > before // stride)
+    left_over = any(a > b // s for a, b, s in zip(after, before, conv.stride, strict=True))
+    return kind(conv.stride, conv.stride, ceil_mode=left_over)
 
 
 @torch.no_grad()
-def _pointwise(conv: nn.Conv2d, stride: int) -> nn.Conv2d:
+def _pointwise(conv: nn.Conv2d, stride: tuple[int, ...]) -> nn.Conv2d:
     """Return the 1x1 convolution whose kernel is the sum of `conv`'s over its positions."""
     place = {"device": conv.weight.device, "dtype": conv.weight.dtype}
     bias = conv.bias is not None
@@ -235,7 +256,7 @@ def _pointwise(conv: nn.Conv2d, stride: int) -> nn.Conv2d:
 @torch.no_grad()
 def _connected(conv: nn.Conv2d) -> nn.Module:
     """Return what `conv` becomes on a pooled vector; a grouped one stays a convolution, of the single position."""
-    point = _pointwise(conv, 1)
+    point = _pointwise(conv, (1, 1))
     if conv.groups > 1:
         return point
     new = nn.utils.skip_init(  # type: ignore[no-untyped-call]

@@ -1,0 +1,158 @@
+"""Surgery on a user's own network: modules that are shared, pooling of every kind, and what cannot be done is said."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from networks import SMALL, Classifier, Residual, StemLast, images, randomised, stem
+from spaceless.errors import SurgeryError
+from spaceless.inspection import untrained
+from spaceless.surgery import remove_spatial
+from spaceless.trial import Change
+
+
+class SharedPool(nn.Module):
+    """One pooling module, called behind every convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.pool, self.head = nn.MaxPool2d(2), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.head(self.pool(self.two(self.pool(self.one(x)))).mean((2, 3)))
+
+
+def test_a_pooling_on_both_sides_of_the_cut_is_refused_not_lost():
+    with pytest.raises(SurgeryError, match=r"gap_fc on pool: found calls before and behind .*; give every call"):
+        remove_spatial(SharedPool(), "gap_fc", 1, image_size=16)
+    both, _ = remove_spatial(SharedPool(), "gap_fc", 2, image_size=16)  # all calls lie behind the cut
+    assert isinstance(both.pool, nn.Identity)
+
+
+class SharedPointwise(nn.Module):
+    """A strided 1x1 convolution that two branches of the head share; `early` calls it in front of the unit, too."""
+
+    def __init__(self, early=False):
+        super().__init__()
+        self.conv, self.point, self.head = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 1), nn.Linear(3, 4)
+        self.early = early
+
+    def forward(self, x):
+        y = self.conv(self.point(x) if self.early else x)
+        return self.head((self.point(y) + self.point(torch.relu(y))).mean((2, 3)))
+
+
+def test_a_pointwise_convolution_that_is_called_twice_is_changed_once():
+    model = SharedPointwise()
+    small, changes = remove_spatial(model, "gap_fc", 1, image_size=8)
+    assert [change.path for change in changes] == ["conv", "point", "conv"]  # the last: the pooling in front
+    assert torch.equal(small.point.weight, model.point.weight[:, :, 0, 0])
+    with pytest.raises(SurgeryError, match="gap_fc on point: found calls before and behind"):
+        remove_spatial(SharedPointwise(early=True), "gap_fc", 1, image_size=8)
+
+
+class SharedConv(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.conv = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+
+    def forward(self, x):
+        return self.conv(self.conv(self.stem(x))).mean((2, 3))
+
+
+def test_a_spatial_convolution_that_is_called_twice_is_refused():
+    with pytest.raises(SurgeryError, match="conv: found a convolution that runs 2 times, expected one that"):
+        remove_spatial(SharedConv(), "conv1x1", 1, image_size=16)
+
+
+class Pooled(nn.Module):
+    """A way of pooling behind the last convolution, and a head for as many positions as it leaves."""
+
+    def __init__(self, pool, positions):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.pool, self.head = pool, nn.Linear(8 * positions, 4)
+
+    def forward(self, x):
+        return self.head(torch.flatten(self.pool(self.two(self.one(x))), 1))
+
+
+class Window(nn.Module):
+    def forward(self, x):
+        return functional.adaptive_avg_pool2d(functional.max_pool2d(x, 2), 1)
+
+
+@pytest.mark.parametrize(
+    ("pool", "positions", "message"),
+    [
+        (nn.AdaptiveAvgPool2d(1), 1, None), (nn.AvgPool2d(8), 1, None),
+        (nn.Sequential(nn.LPPool2d(2, 2), nn.AdaptiveMaxPool2d(1)), 1, None),
+        (nn.AdaptiveAvgPool2d(2), 4, None),  # its readers expect four positions: they get the vector four times
+        (nn.MaxPool2d(2), 16, r"K = 1: found RuntimeError.*, expected a network that still runs; choose a smaller K"),
+        (Window(), 1, "pools with a function, not a module, expected pooling that can be taken out"),
+    ],
+    ids=["adaptive", "average", "power and maximum", "adaptive to 2x2", "flattened map", "function"],
+)
+def test_pooling_behind_the_cut(pool, positions, message):
+    model = Pooled(pool, positions)
+    if message:
+        with pytest.raises(SurgeryError, match=message):
+            remove_spatial(model, "gap_fc", 1, image_size=8)
+        return
+    small, _ = remove_spatial(model, "gap_fc", 1, image_size=8)
+    x = images(2, 8)
+    pooled = model.one(x).mean((2, 3)) @ model.two.weight.sum((2, 3)).T + model.two.bias
+    by_hand = model.head(pooled.repeat_interleave(positions, 1))
+    assert torch.allclose(small(x), by_hand, atol=1e-5)
+
+
+def test_blocks_that_pass_lists_are_refused():
+    with pytest.raises(SurgeryError, match=r"gap_fc on DenseNet with K = 1: found .*; choose a smaller K or"):
+        remove_spatial(untrained("torchvision:densenet121", 10, 64), "gap_fc", 1, image_size=64)
+
+
+def test_what_is_recorded():
+    _, changes = remove_spatial(StemLast(), "conv1x1", 2, image_size=16)
+    pooled = "Conv2d 8->16 1x1 + AvgPool2d"
+    assert changes == [
+        Change(unit=3, path="blocks.1.one", before="Conv2d 8->16 3x3 stride 2", after=pooled),
+        Change(unit=3, path="blocks.1.two", before="Conv2d 16->16 3x3", after="Conv2d 16->16 1x1"),
+        Change(unit=3, path="blocks.1.skip", before="Conv2d 8->16 1x1 stride 2", after=pooled),
+        Change(unit=4, path="blocks.2.one", before="Conv2d 16->16 3x3", after="Conv2d 16->16 1x1"),
+        Change(unit=4, path="blocks.2.two", before="Conv2d 16->16 3x3", after="Conv2d 16->16 1x1"),
+    ]
+    _, changes = remove_spatial(StemLast(), "gap_fc", 1, image_size=16)
+    assert [(each.unit, each.path, each.after) for each in changes] == [
+        (4, "blocks.2.one", "Linear 16->16"), (4, "blocks.2.two", "Linear 16->16"), (0, "pool", "nothing"),
+        (4, "blocks.2", "GlobalAveragePool + Residual")]
+    _, changes = remove_spatial(SMALL["plain"](), "shuffle", 1, image_size=16)
+    assert [(each.path, each.after) for each in changes] == [("features.4.conv", "Shuffle + Conv2d 16->16 3x3")]
+    _, changes = remove_spatial(SMALL["inverted"](), "conv1x1", 2, image_size=16, downsample="stride")
+    assert [each.after for each in changes] == ["AvgPool2d", *["nothing"] * 5]
+
+
+def test_a_strided_pointwise_convolution_is_left_alone_where_stride_asks_for_one():
+    model = Classifier(stem(8), Residual(8, 8), Residual(8, 16, 2), channels=16)
+    small, changes = remove_spatial(model, "conv1x1", 1, image_size=16, downsample="stride")
+    assert "features.2.skip" not in [change.path for change in changes]
+    assert small.features[2].one.stride == small.features[2].skip.stride == (2, 2)
+
+
+class OneBranch(nn.Module):
+    """Two convolutions side by side: what is pooled for the one does not reach the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        return (self.left(x) + self.right(x)).mean((2, 3))
+
+
+def test_units_side_by_side_cannot_share_one_pooling():
+    with pytest.raises(SurgeryError, match=r"found 1 of 2 units changed \(not right\), expected all of them"):
+        remove_spatial(OneBranch(), "gap_fc", 2, image_size=8)
+    alone, _ = remove_spatial(randomised(OneBranch()), "conv1x1", 2, image_size=8)
+    assert alone.left.kernel_size == alone.right.kernel_size == (1, 1)
