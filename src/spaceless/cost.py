@@ -1,7 +1,8 @@
 """What a network costs: parameters, multiply-adds and latency, and what was not counted.
 
 Convention: one multiply-add is one operation, for one image; convolutions and matrix products are counted as executed
-(`torch.utils.flop_counter` counts two floating-point operations for each), everything else is listed as not counted.
+(`torch.utils.flop_counter` counts two floating-point operations for each), without biases; every other kind of layer is
+listed as not counted. What a network computes between its layers (the sum of a residual block) is in neither.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from spaceless.errors import InputError
 from spaceless.tracing import example_input
 
 _COUNTED = (nn.Conv2d, nn.Linear)
@@ -56,9 +58,16 @@ def cost(model: nn.Module, image_size: int) -> Cost:
 
 
 def latency(model: nn.Module, image_size: int, *, batch: int = 1, repeats: int = 20) -> Latency:
-    """Return the time of a forward pass in evaluation mode, on the device and threads that the model is on now."""
+    """Return the time of a forward pass in evaluation mode, on the device and threads that the model is on now.
+
+    Raises:
+        InputError: Fewer than two repeats, which have no quartiles.
+
+    """
+    if repeats < 2:
+        raise InputError("repeats", found=repeats, expected="2 or more", cure="quartiles need several passes")
     x = example_input(model, image_size).expand(batch, -1, -1, -1).contiguous()
-    training = model.training
+    modes = {module: module.training for module in model.modules()}  # a part may be frozen in evaluation mode
     model.eval()
     seconds = []
     with torch.inference_mode():
@@ -69,6 +78,7 @@ def latency(model: nn.Module, image_size: int, *, batch: int = 1, repeats: int =
                 torch.cuda.synchronize(x.device)
             if step >= 3:  # the first passes allocate and choose algorithms
                 seconds.append(time.perf_counter() - start)
-    model.train(training)
-    lower, median, upper = statistics.quantiles(seconds, n=4)
+    for module, mode in modes.items():
+        module.training = mode
+    lower, median, upper = statistics.quantiles(seconds, n=4, method="inclusive")  # within what was measured
     return Latency(median, lower, upper, repeats)

@@ -2,7 +2,8 @@
 
 Araujo, Norris and Sim, "Computing receptive fields of convolutional neural networks" (Distill 2019), with the maximum
 over branches where several meet. A tensor whose positions mean nothing any more (after global pooling or a shuffle)
-has no receptive field: None.
+has no receptive field: None. It adds nothing to a branch with positions that it meets: the gate of squeeze and
+excitation, say, which sees the whole image but not the places in it, is left out, as in published figures.
 """
 
 from __future__ import annotations
@@ -35,13 +36,15 @@ _Field = tuple[_Pair, _Pair] | None  # (size, stride) as (height, width) each; N
 
 _POOLS: dict[Callable[..., Any], str] = {
     functional.max_pool2d: "window", functional.avg_pool2d: "window", torch.max_pool2d: "window",
-    functional.adaptive_avg_pool2d: "global", functional.adaptive_max_pool2d: "global",
+    functional.adaptive_avg_pool2d: "adaptive", functional.adaptive_max_pool2d: "adaptive",
 }
+_FLATTEN, _REDUCE = ("flatten", "view", "reshape"), ("mean", "amax", "sum")  # functions and methods
+_SPLIT = ("chunk", "split", "unbind", "tensor_split")  # their output is several tensors
 
 
 def receptive_fields(traced: Trace) -> dict[fx.Node, ReceptiveField | None]:
     """Return the receptive field of every node of `traced` whose output is one tensor."""
-    fields = _propagate(traced)
+    fields = {node: field for node, field in _propagate(traced).items() if node in traced.shapes}
     return {node: field and ReceptiveField(max(field[0]), max(field[1])) for node, field in fields.items()}
 
 
@@ -58,7 +61,7 @@ def usable_field(model: nn.Module, image_size: int) -> ReceptiveField:
     an unchanged network the final map. It is the largest field that enters a shuffle or a global pooling.
 
     Raises:
-        InputError: No map is pooled globally or shuffled, so that every position goes on to matter.
+        InputError: The last map is not pooled globally (a linear layer sees each of its positions, for instance).
 
     """
     traced = trace(model, image_size)
@@ -67,13 +70,13 @@ def usable_field(model: nn.Module, image_size: int) -> ReceptiveField:
         found for node in traced.nodes if fields.get(node, False) is None
         for source in node.all_input_nodes if (found := fields.get(source)) is not None
     ]
-    if not entering:
+    if not entering or any(fields.get(source) for source in traced.nodes[-1].all_input_nodes):
         raise InputError(
             type(model).__name__, found="no global pooling and no shuffle",
             expected="a map whose positions are given up",
             cure="ask for the receptive field of a unit instead",
         )
-    return max(entering, key=lambda field: (field.size, field.stride))
+    return max(entering, key=lambda field: (field.size, -field.stride))
 
 
 def _propagate(traced: Trace) -> dict[fx.Node, _Field]:
@@ -82,25 +85,23 @@ def _propagate(traced: Trace) -> dict[fx.Node, _Field]:
         if node.op == "placeholder":
             fields[node] = (1, 1), (1, 1)
             continue
-        if node not in traced.shapes:
+        if node not in traced.shapes and _name(node) not in _SPLIT:
             continue
-        sources = [source for source in node.all_input_nodes if source in fields]
-        known = [field for source in sources if (field := fields[source]) is not None]
-        lost = [source for source in sources if fields[source] is None and not _is_gate(traced.shapes[source])]
-        if lost or not known:
-            fields[node] = None  # a branch whose positions mean nothing decides: they are mixed into all others
-            continue
-        merged = _widest([f[0] for f in known]), _widest([f[1] for f in known])
-        fields[node] = _through(traced, node, merged)
+        inputs = [fields[source] for source in node.all_input_nodes if source in fields]
+        known = [field for field in inputs if field is not None]
+        if known:
+            merged = _widest([f[0] for f in known]), _widest([f[1] for f in known])
+            fields[node] = _through(traced, node, merged)
+        elif inputs:  # a parameter or a constant has no inputs, and no field either
+            fields[node] = None
     return fields
 
 
-def _is_gate(shape: tuple[int, ...]) -> bool:
-    """Tell whether a tensor has one position, so that it scales a map without touching the places in it.
-
-    Squeeze-and-excitation is left out of receptive fields, as in published figures: its gate sees the whole image.
-    """
-    return len(shape) == 4 and shape[2:] == (1, 1)
+def _name(node: fx.Node) -> str:
+    """Return the name of the function or method that `node` calls."""
+    if node.op == "call_module":
+        return ""
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
 
 
 def _widest(pairs: list[_Pair]) -> _Pair:
@@ -110,15 +111,15 @@ def _widest(pairs: list[_Pair]) -> _Pair:
 def _through(traced: Trace, node: fx.Node, field: tuple[_Pair, _Pair]) -> _Field:
     module = traced.module_of(node)
     before = traced.shapes.get(node.all_input_nodes[0], ())
-    after = traced.shapes[node]
-    if isinstance(module, ShuffleConv) and module.shuffle.channels:  # positions keep their meaning (A.6)
-        module = module.conv
+    after = traced.shapes.get(node, before)
+    if isinstance(module, ShuffleConv):
+        if not module.shuffle.channels:
+            return None
+        module = module.conv  # positions keep their meaning (A.6)
+    if isinstance(module, GlobalAveragePool | nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d):
+        return _adaptive(field, before[2:], after[2:])
     if isinstance(module, nn.Flatten):
-        return _flattened(before, field)
-    if isinstance(module, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d) and after[2:] != (1, 1):
-        return field if before == after else None  # windows of unequal size: no one field describes them
-    if isinstance(module, ShuffleConv | GlobalAveragePool | nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d):
-        return field if before == after and not isinstance(module, ShuffleConv) else None
+        return _flattened(field, before, after)
     if isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d | nn.LPPool2d):
         stride = module.stride if module.stride is not None else module.kernel_size
         dilation = getattr(module, "dilation", 1)
@@ -127,17 +128,32 @@ def _through(traced: Trace, node: fx.Node, field: tuple[_Pair, _Pair]) -> _Field
     if kind == "window":
         kernel = _argument(node, 1, "kernel_size")
         return _slide(field, _pair(kernel), _pair(_argument(node, 2, "stride") or kernel), (1, 1))
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    if kind == "global" or (node.op != "call_module" and name == "mean"):
-        return None if before != after else field
-    if node.op != "call_module" and name == "flatten":
-        return _flattened(before, field)
+    if kind == "adaptive":
+        return _adaptive(field, before[2:], after[2:])
+    if _name(node) in _FLATTEN:
+        return _flattened(field, before, after)
+    if _name(node) in _REDUCE:
+        over_channels = len(after) > 2 and after[-2:] == before[-2:]
+        return field if over_channels else None
     return field
 
 
-def _flattened(before: tuple[int, ...], field: tuple[_Pair, _Pair]) -> _Field:
-    """Flattening gives up no place: what reads the vector knows where each value was, unless there was one only."""
-    return None if before[2:] == (1, 1) else field
+def _adaptive(field: tuple[_Pair, _Pair], before: tuple[int, ...], after: tuple[int, ...]) -> _Field:
+    """Pool a map of `before` positions to `after`: a window where several are left, else the end of all positions."""
+    if before == after:
+        return field
+    if after == (1, 1):
+        return None
+    windows = [max(-(-(i + 1) * n // m) - i * n // m for i in range(m)) for n, m in zip(before, after, strict=True)]
+    steps = [max(1, n // m) for n, m in zip(before, after, strict=True)]
+    return _slide(field, (windows[0], windows[1]), (steps[0], steps[1]), (1, 1))
+
+
+def _flattened(field: tuple[_Pair, _Pair], before: tuple[int, ...], after: tuple[int, ...]) -> _Field:
+    """Reshape: a linear layer behind a flattened map sees every position of it, as a kernel of its size would."""
+    if len(after) > 2 or len(before) != 4:
+        return field
+    return None if before[2:] == (1, 1) else _slide(field, (before[2], before[3]), (1, 1), (1, 1))
 
 
 def _slide(field: tuple[_Pair, _Pair], kernel: _Pair, stride: _Pair, dilation: _Pair) -> _Field:

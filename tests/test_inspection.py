@@ -1,0 +1,120 @@
+"""What `inspect` and `paper --check` find out: counts, units before and after surgery, what is refused."""
+
+import json
+
+import pytest
+
+from spaceless.errors import InputError
+from spaceless.inspection import check_counts, inspect_model, untrained
+from spaceless.models import build_model
+
+EXACT = [  # issue 2, "must show"
+    ("vgg16", 100, 32, 5, 23529636), ("resnet50", 100, 32, 9, 14268068), ("resnet152", 1000, 224, 19, 45512744),
+]
+
+
+@pytest.mark.parametrize(("name", "classes", "size", "k", "params"), EXACT, ids=[case[0] for case in EXACT])
+def test_the_counts_that_users_are_promised(name, classes, size, k, params):
+    found = inspect_model(name, classes=classes, image_size=size, method="conv1x1", k=k)
+    assert found["params"] == params
+    assert [unit["index"] for unit in found["units"] if unit["modified"]] == [
+        unit["index"] for unit in found["units"]][-k:]
+
+
+def test_every_field_before_and_after_surgery():
+    before = inspect_model("chain:4-M-8-8", classes=3, image_size=16)
+    macs = 16 * 16 * 4 * 27 + 8 * 8 * 8 * (4 * 9 + 8 * 9) + 8 * 3
+    head = {"model": "chain:4-M-8-8", "classes": 3, "image_size": 16}
+    left_out = ["BatchNorm2d", "GlobalAveragePool", "MaxPool2d", "ReLU"]
+    assert {key: before[key] for key in before if key != "units"} == head | {
+        "method": "baseline", "k": 0, "params": (27 * 4 + 4 + 8) + (36 * 8 + 8 + 16) + (72 * 8 + 8 + 16) + 27,
+        "macs": macs, "not_counted": left_out}
+    assert before["units"] == [
+        {"index": 1, "name": "features.0", "kind": "Conv2d", "out_size": [16, 16], "receptive_field": 3,
+         "params": 27 * 4 + 4, "modified": False},
+        {"index": 2, "name": "features.4", "kind": "Conv2d", "out_size": [8, 8], "receptive_field": 8,
+         "params": 36 * 8 + 8, "modified": False},
+        {"index": 3, "name": "features.7", "kind": "Conv2d", "out_size": [8, 8], "receptive_field": 12,
+         "params": 72 * 8 + 8, "modified": False},
+    ]
+    after = inspect_model("chain:4-M-8-8", classes=3, image_size=16, method="conv1x1", k=1)
+    assert (after["method"], after["k"]) == ("conv1x1", 1)
+    assert after["params"] == before["params"] - 64 * 8
+    assert after["macs"] == macs - 8 * 8 * 8 * 64
+    assert after["units"][:2] == before["units"][:2]
+    assert after["units"][2] == before["units"][2] | {"params": 72, "modified": True}  # 8 * 8 weights and 8 biases
+    assert json.loads(json.dumps(after)) == after
+
+
+def test_one_unit_alone():
+    found = inspect_model("chain:4-M-8-8", classes=3, image_size=16, method="conv1x1", only=2)
+    assert [unit["modified"] for unit in found["units"]] == [False, True, False]
+    assert found["k"] == 1
+
+
+@pytest.mark.parametrize("downsample", ["avg", "stride"])
+def test_downsampling_changes_the_cost(downsample):
+    found = inspect_model("resnet50", classes=10, image_size=32, method="conv1x1", k=3, downsample=downsample)
+    ungrown = inspect_model("resnet50", classes=10, image_size=32, method="conv1x1", k=3, downsample="stride")
+    assert (found["macs"] > ungrown["macs"]) is (downsample == "avg")
+    assert found["params"] == ungrown["params"]
+
+
+def test_a_stripped_unit_has_no_parameters_left():
+    found = inspect_model("chain:4-M-8-8", classes=3, image_size=16, method="strip", k=1)
+    assert [unit["params"] for unit in found["units"]] == [112, 296, 0]
+
+
+def test_the_default_image_is_the_networks_own():
+    assert inspect_model("chain:4-M-8", classes=3)["image_size"] == 48
+    assert inspect_model("squeezenet1_0", classes=3)["units"][0]["out_size"] == [54, 54]
+
+
+def test_a_width_reaches_the_network():
+    assert inspect_model("chain:4-8", classes=3, width=0.5)["params"] == (27 * 2 + 2 + 4) + (18 * 4 + 4 + 8) + 15
+
+
+def test_the_stem_of_the_papers_block_networks_is_no_unit():
+    assert len(inspect_model("resnet50", classes=10, image_size=32)["units"]) == 16
+    assert len(inspect_model("torchvision:resnet50", classes=10)["units"]) == 17
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"name": "vgg17"}, "model: found 'vgg17', expected one of vgg16, .*; did you mean 'vgg16'"),
+        ({"method": "blur", "k": 1}, "method: found 'blur', expected .*shuffle"),
+        ({"method": "blur"}, "method: found 'blur'"),  # K = 0 hides no nonsense
+        ({"k": 3}, "method: found 'baseline', expected one of shuffle"),
+        ({"method": "shuffle", "k": 14}, "k: found 14, expected 0 to 13"),
+        ({"method": "shuffle", "k": -1}, "k: found -1, expected greater than or equal to 0"),
+        ({"method": "shuffle", "only": 14}, "only: found 14, expected a unit from 1 to 13"),
+        ({"method": "shuffle", "only": 0}, "only: found 0"),
+        ({"method": "gap_fc", "only": 2}, "only: found method gap_fc"),
+        ({"method": "conv1x1", "k": 1, "downsample": "median"}, "downsample: found 'median'"),
+        ({"classes": 0}, "classes: found 0, expected at least 1"),
+        ({"image_size": 0}, "image size: found 0, expected at least 1"),
+        ({"image_size": 8}, "image size 8: found RuntimeError: .*, expected an image that the network accepts; choose"),
+        ({"width": 0.3}, "width: found 0.3"),
+    ],
+    ids=str,
+)
+def test_refused(fields, message):
+    with pytest.raises(InputError, match=message) as caught:
+        inspect_model(**{"name": "vgg16", "image_size": 32, "classes": 10} | fields)
+    assert caught.value.exit_status == 2
+
+
+def test_untrained_networks_cost_no_memory_unless_their_constructor_computes():
+    assert {p.device.type for p in untrained("vgg16", 10, 32).parameters()} == {"meta"}
+    name = "torchvision:regnet_y_400mf"  # its constructor measures what it has drawn
+    drawn, built = untrained(name, 10, 64), build_model(name, 10, 64)
+    assert [p.shape for p in drawn.parameters()] == [p.shape for p in built.parameters()]
+
+
+def test_every_printed_count_agrees_but_the_papers_own_slip():
+    found = check_counts()
+    assert len(found) == 30
+    assert [(count.network, count.k, params) for count, params, agrees in found if not agrees] == [
+        ("squeezenet1_0", 2, 986280)]
+    assert {count.finding for count, _, agrees in found if not agrees} != {None}
