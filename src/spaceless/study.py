@@ -19,7 +19,7 @@ from spaceless.cost import cost
 from spaceless.data import Dataset
 from spaceless.errors import InputError, Interrupted, SpacelessError, unknown_name
 from spaceless.paper import PRESETS, Planned, Scale, experiment, load_study
-from spaceless.run import Place, build, evaluate_run, load_data, run_trial
+from spaceless.run import Place, build, choose_device, evaluate_run, load_data, run_trial
 from spaceless.signals import caught_signals
 from spaceless.training import Progress
 from spaceless.trial import Outcome, Trial, make
@@ -45,7 +45,8 @@ class Plan:
     def manifest(self) -> dict[str, Any]:
         """Return what the report needs to know of this study, for JSON."""
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "planned"}
-        return fields | {"planned": [p.model_dump(mode="json") for p in self.planned], "truth": list(self.truth)}
+        planned = [p.model_dump(mode="json", exclude_defaults=True) for p in self.planned]
+        return fields | {"planned": planned, "truth": list(self.truth)}
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,7 @@ def check(plan: Plan, place: Place) -> Estimate:
         InputError: The first trial that cannot be run; nothing was written.
 
     """
+    choose_device(place.device)
     costs: dict[str, int] = {}
     to_run = macs = 0
     for planned in plan.planned:
@@ -177,7 +179,7 @@ def run_study(
     todo = []
     for index, planned in enumerate(plan.planned):
         known = place.store.outcome(planned.trial)
-        if known is not None and not _missing(planned, place):
+        if known is not None and not _missing(planned, known, place):
             tally.known.append(known)
             tell(Event(index, "known", outcome=known))
         else:
@@ -206,11 +208,11 @@ def run_study(
     return tally
 
 
-def _missing(planned: Planned, place: Place) -> list[int]:
-    """Return the further test schemes of a finished trial that are not evaluated yet."""
+def _missing(planned: Planned, outcome: Outcome, place: Place) -> list[int]:
+    """Return the further test schemes of a trial that are not evaluated yet; one that diverged has none."""
     return [
-        last for last in planned.evaluations
-        if not place.store.evaluation(planned.trial, last, planned.repeats if last else 1).exists()
+        last for last in planned.evaluations if outcome.status == "finished"
+        and not place.store.evaluation(planned.trial, last, planned.repeats if last else 1).exists()
     ]
 
 
@@ -222,7 +224,7 @@ def _one(index: int, planned: Planned, place: Place, stop: Stop, tell: Callable[
             planned.trial, place, stop=stop, progress=lambda now: tell(Event(index, "progress", progress=now)),
             on_evaluation=lambda share: tell(Event(index, "evaluating", share=share)),
         )
-        for last in _missing(planned, place) if outcome.status == "finished" else ():
+        for last in _missing(planned, outcome, place):
             evaluate_run(
                 place.store.folder(planned.trial), place, shuffle_last=last, repeats=planned.repeats, stop=stop,
                 progress=lambda share: tell(Event(index, "evaluating", share=share)),
@@ -252,8 +254,10 @@ def _in_processes(
         tasks.put(index)
     arguments = (plan, place, tasks, news, threads, os.getpid())
     workers = [context.Process(target=_work, args=arguments, daemon=True) for _ in range(jobs)]
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: no Ctrl-C tears a worker's imports apart
     for worker in workers:
         worker.start()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     handed_on = False
     open_trials = set(todo)
     while open_trials:
@@ -293,6 +297,7 @@ def _work(plan: Plan, place: Place, tasks: Any, news: Any, threads: int, parent:
             news.put(event)
 
     with caught_signals(patient=True) as asked:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
         def stop() -> int | None:
             return signal.SIGTERM if os.getppid() != parent else asked()
