@@ -246,7 +246,7 @@ def test_equal_trials_are_shared_between_experiments() -> None:
 def test_presets_scale_every_trial_and_win_over_the_recipe() -> None:
     smoke = plan("fig9-resnet50", "smoke")
     assert {(t.width, t.train_images, t.test_images, t.recipe.name) for t in (p.trial for p in smoke)} == {
-        (0.25, 5_000, 2_000, "smoke")}
+        (0.25, 10_000, 2_000, "smoke")}
     assert {p.repeats for p in smoke} == {20}
     fast = plan("fig2-vgg16", "fast")
     assert len(fast) == 3 * 40

@@ -50,7 +50,7 @@ class Scale(Spec):
 PRESETS: dict[str, Scale] = {
     "paper": Scale(name="paper"),  # the paper names no number of runs, and one initial seed (section 3.2)
     "fast": Scale(name="fast", seeds=(0, 1, 2), recipe="fast"),
-    "smoke": Scale(name="smoke", width=0.25, train_images=5_000, test_images=2_000, repeats=20, recipe="smoke"),
+    "smoke": Scale(name="smoke", width=0.25, train_images=10_000, test_images=2_000, repeats=20, recipe="smoke"),
 }
 
 

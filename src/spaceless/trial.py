@@ -64,7 +64,7 @@ RECIPES: dict[str, Recipe] = {
     "fast": Recipe(name="fast", epochs=30, schedule="one_cycle", warmup=0.2),
     # For few images: small batches for more steps, and the learning rate that goes with them.
     "smoke": Recipe(
-        name="smoke", epochs=8, batch_size=32, learning_rate=0.02, schedule="one_cycle", warmup=0.25,
+        name="smoke", epochs=10, batch_size=64, learning_rate=0.03, schedule="one_cycle", warmup=0.25,
     ),
     # He et al. 2016, "Deep residual learning for image recognition", section 3.4.
     "imagenet": Recipe(
