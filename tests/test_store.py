@@ -107,6 +107,10 @@ def test_a_root_that_is_a_file_is_an_input_error(tmp_path):
             Store(root).begin(TRIAL)
         with pytest.raises(InputError, match="--out"):
             Store(root).write_study({"name": "fig2"})
+        with pytest.raises(InputError, match="a file at"):
+            Store(root).check()
+    Store(tmp_path / "to" / "be" / "made").check()
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_full_disk_leaves_a_trial_unfinished(store, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,16 +33,25 @@ class Store:
         """Return the folder of the training states of `trial`."""
         return self.folder(trial) / "states"
 
+    def check(self) -> None:
+        """Raise InputError unless outcomes can be written here; nothing is created."""
+        place = next(p for p in (self.root.absolute(), *self.root.absolute().parents) if p.exists())
+        if not place.is_dir():
+            raise self._unwritable(f"a file at {place}")
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise self._unwritable("no permission to write")
+
+    def _unwritable(self, found: str | None) -> InputError:
+        return InputError(
+            str(self.root), found=found, expected="a folder that can be written to", cure="choose another --out")
+
     def begin(self, trial: Trial) -> Path:
         """Create the folder of `trial`, write down what it is, and return it."""
         folder = self.folder(trial)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(
-                str(self.root), found=error.strerror, expected="a folder that can be written to",
-                cure="choose another --out",
-            ) from error
+            raise self._unwritable(error.strerror) from error
         if not (folder / TRIAL).exists():
             atomic_write(folder / TRIAL, _json(trial.model_dump(mode="json")))
         return folder
@@ -84,10 +94,7 @@ class Store:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(
-                str(self.root), found=error.strerror, expected="a folder that can be written to",
-                cure="choose another --out",
-            ) from error
+            raise self._unwritable(error.strerror) from error
         path = self.root / f"{manifest['name']}.study.json"
         atomic_write(path, _json(manifest))
         return path

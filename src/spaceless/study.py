@@ -171,6 +171,7 @@ def run_study(
     """
     if jobs < 1:
         raise InputError("jobs", found=jobs, expected="at least 1", cure="leave it out")
+    place.store.check()
     check(plan, place)
     if manifest:
         place.store.write_study(plan.manifest())
