@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
-import subprocess
-import sys
-import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,36 +12,13 @@ import torch
 
 from spaceless import study as study_module
 from spaceless.errors import InputError, Interrupted
-from spaceless.paper import PRESETS, Planned
+from spaceless.paper import PRESETS
 from spaceless.run import Place
-from spaceless.store import Store
-from spaceless.study import Event, Plan, check, plan_study, run_study
-from spaceless.trial import RECIPES, Outcome, Trial
+from spaceless.study import Event, check, plan_study, run_study
+from spaceless.trial import Outcome, Trial
+from tiny_studies import FOUR, RECIPE, finished, planned, trial, weights
 
 torch.set_num_threads(1)
-
-RECIPE = RECIPES["control"].model_copy(update={"epochs": 1, "batch_size": 16, "precision": "fp32"})
-BASE = {"model": "chain:4-M-8", "data": "arrangement-4", "train_images": 64, "test_images": 40, "recipe": RECIPE,
-        "repeats": 2}
-
-
-def trial(**fields) -> Trial:
-    return Trial.model_validate(BASE | fields)
-
-
-def planned(*trials: Trial, **fields) -> Plan:
-    return Plan("tiny", "Tiny", "?", "spaceless study tiny.toml", tuple(Planned(trial=t, **fields) for t in trials))
-
-
-FOUR = (trial(), trial(method="shuffle", k=1), trial(method="conv1x1", k=2), trial(method="gap_fc", k=1))
-
-
-def finished(out: Path) -> dict[str, int]:
-    return {p.parent.name: p.stat().st_mtime_ns for p in out.glob("*/outcome.json")}
-
-
-def weights(outcomes: list[Outcome]) -> dict[str, str]:
-    return {o.trial.id: o.weights_sha256 for o in outcomes}
 
 
 @pytest.fixture(scope="module")
@@ -233,157 +205,3 @@ def test_an_interruption_ends_the_study_and_the_same_call_finishes_it(tmp_path, 
     tally = run_study(planned(*FOUR), Place(tmp_path))
     assert weights(tally.known + tally.ran) == serial[1]
     assert len(tally.ran) == 3
-
-
-# --- in processes ----------------------------------------------------------------------------------------------------
-
-
-def test_two_processes_come_to_the_same_and_one_failure_stops_neither(tmp_path, serial):
-    broken = trial(method="shuffle", k=2)
-    (tmp_path / broken.id).mkdir()
-    (tmp_path / broken.id / "states").write_text("a file where the folder of states should be")
-    events: list[Event] = []
-    tally = run_study(planned(broken, *FOUR), Place(tmp_path), jobs=2, watch=events.append)
-    assert weights(tally.ran) == serial[1]
-    assert {o.threads for o in tally.ran} == {1}
-    store = Store(serial[0])
-    assert all(found.evaluations == store.outcome(found.trial).evaluations for found in tally.ran)
-    assert [(t, type(e).__name__) for t, e in tally.failed] == [(broken, "CheckpointError")]
-    assert {e.index for e in events if e.kind == "finished"} == {1, 2, 3, 4}
-    assert not multiprocessing.active_children()
-
-
-def test_workers_that_are_killed_cost_their_trials_and_no_waiting_for_ever(tmp_path):
-    """As a machine out of memory does it: the trials are reported, and the same call makes up for them."""
-    killed: list[int] = []
-
-    def kill(event: Event) -> None:
-        if event.kind == "started" and not killed:
-            time.sleep(0.1)  # so that none is killed within a message
-            for worker in multiprocessing.active_children():
-                killed.append(worker.pid)
-                os.kill(worker.pid, signal.SIGKILL)
-
-    slow = [trial(recipe=RECIPE.model_copy(update={"epochs": 100}), seed=seed) for seed in (5, 6, 7)]
-    tally = run_study(planned(*slow), Place(tmp_path), jobs=2, watch=kill)
-    assert len(killed) == 2
-    assert [t for t, _ in tally.failed] == slow
-    assert all("-9" in str(error) for _, error in tally.failed)
-    assert finished(tmp_path) == {}
-
-
-TOML = """
-name = "mine"
-title = "Mine"
-[scale]
-name = "own"
-seeds = "0-1"
-train_images = 64
-test_images = 40
-repeats = 2
-[[series]]
-model = "chain:4-M-8"
-data = "arrangement-4"
-methods = ["shuffle", "conv1x1"]
-ks = [0, 1, 2]
-recipe = "control"
-overrides = {{ epochs = {epochs}, batch_size = 16, precision = "fp32" }}
-"""
-
-
-@pytest.fixture
-def start(tmp_path):
-    """Return a function that starts the study in a process group of its own; what is left of it is killed."""
-    started: list[subprocess.Popen] = []
-
-    def begin(epochs: int, jobs: int) -> subprocess.Popen:
-        (tmp_path / "mine.toml").write_text(TOML.format(epochs=epochs))
-        program = [sys.executable, "-c", "from spaceless.cli import main; main()"]
-        started.append(subprocess.Popen(
-            [*program, "study", "mine.toml", "--jobs", str(jobs)], cwd=tmp_path, start_new_session=True, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"},
-        ))
-        return started[-1]
-
-    yield begin
-    for process in started:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-
-
-def wait_for(process: subprocess.Popen, pattern: str, folder: Path, count: int, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while len(list(folder.glob(pattern))) < count:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end, f"no {count} of {pattern}"
-        time.sleep(0.02)
-
-
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def test_killed_in_mid_study_the_same_command_finishes_without_repeating(tmp_path, start):
-    process = start(epochs=40, jobs=2)
-    wait_for(process, "runs/*/outcome.json", tmp_path, 2)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate(timeout=60)
-    before = finished(tmp_path / "runs")
-    assert 2 <= len(before) < 10
-    plan = plan_study(str(tmp_path / "mine.toml"))
-    tally = run_study(plan, Place(tmp_path / "runs"))
-    assert (len(tally.known), len(tally.ran), len(plan.planned)) == (len(before), 10 - len(before), 10)
-    after = finished(tmp_path / "runs")
-    assert len(after) == 10
-    assert {name: after[name] for name in before} == before
-
-
-@pytest.mark.parametrize(("number", "status", "jobs"), [(signal.SIGTERM, 143, 1), (signal.SIGINT, 130, 2)])
-def test_a_signal_saves_every_state_and_gives_its_status(tmp_path, start, number, status, jobs):
-    process = start(epochs=100_000, jobs=jobs)
-    wait_for(process, "runs/*/trial.json", tmp_path, jobs)
-    time.sleep(0.3)
-    if jobs == 1:
-        process.send_signal(number)
-    else:  # as a terminal does: to the parent and to every worker
-        os.killpg(process.pid, number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == status, errors
-    assert "Traceback" not in errors
-    assert "same command" in errors
-    assert len({p.parent.parent.name for p in tmp_path.glob("runs/*/states/state-*.json")}) == jobs
-    assert not list(tmp_path.glob("runs/*/outcome.json"))
-
-
-def test_a_signal_while_workers_start_ends_them_without_a_word(tmp_path, start):
-    process = start(epochs=100_000, jobs=2)
-    wait_for(process, "runs/mine.study.json", tmp_path, 1)
-    while len(children(process.pid)) < 3:  # two workers and what multiprocessing keeps beside them
-        time.sleep(0.01)
-    time.sleep(0.5)  # they import torch now
-    os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    assert "Traceback" not in errors
-
-
-def test_workers_whose_parent_is_gone_save_and_end(tmp_path, start):
-    process = start(epochs=100_000, jobs=2)
-    wait_for(process, "runs/*/trial.json", tmp_path, 2)
-    workers = children(process.pid)
-    assert len(workers) >= 2
-    process.kill()
-    process.wait(timeout=60)
-    end = time.monotonic() + 60
-    while any(running(worker) for worker in workers):
-        assert time.monotonic() < end, "workers outlive their parent"
-        time.sleep(0.05)
-    assert len(list(tmp_path.glob("runs/*/states/state-*.json"))) == 2
