@@ -24,6 +24,7 @@ _ONE_LINE = 110  # characters; a longer error message is broken where its parts 
 
 app = App(
     name="spaceless", version=__version__, help_format="markdown", default_parameter=Parameter(negative=""),
+    suppress_keyboard_interrupt=False,
     help="From which layer on does an image classifier need no spatial information, and what smaller network "
     "follows?\n\n"
     "Start with `spaceless demo`. Every verb answers `--help` with an example. `--debug` shows tracebacks.",
@@ -426,13 +427,14 @@ def main() -> None:
     except CycloptsError as error:
         if debug:
             raise
-        _fail(f"error: {' '.join(str(error).split())}\nsee `spaceless {words[0]} --help`", 2)
+        verb = f"{words[0]} " if words and words[0] in app and not words[0].startswith("-") else ""
+        _fail(f"error: {' '.join(str(error).split())}\nsee `spaceless {verb}--help`", 2)
     except Interrupted as error:
         _fail(f"interrupted by {error.found}: {error.cure}", error.exit_status)
     except SpacelessError as error:
         if debug:
             raise
-        _fail(str(error), error.exit_status)
+        _fail(" ".join(str(error).split()), error.exit_status)  # a name may hold line breaks of its own
     except PermissionError as error:
         if debug:
             raise
@@ -441,12 +443,17 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(128 + signal.SIGPIPE) from None
     except KeyboardInterrupt:
-        _fail("interrupted before anything was started", 130)
+        _fail("interrupted", 130)
+    except Exception as error:  # a full disk, a network that runs out of memory, or a defect of ours
+        if debug:
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        _fail(f"{' '.join(words[:1])}: found {reason}, expected no such failure; --debug shows where it happened", 1)
 
 
 def _fail(message: str, status: int) -> NoReturn:
     """Print an error in at most three lines and leave with `status`."""
-    text = message if message.startswith(("error: ", "interrupted ")) else f"error: {message}"
+    text = message if message.startswith(("error: ", "interrupted")) else f"error: {message}"
     if len(text) > _ONE_LINE:  # one line for each of: what was found, what was expected, how to mend it
         text = text.replace(", expected ", ",\n  expected ", 1).replace("; ", ";\n  ", 1)
     print(text, file=sys.stderr)

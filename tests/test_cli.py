@@ -1,0 +1,262 @@
+"""The command line as a script sees it: exit status, one JSON document, errors of three lines, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from commands import STUDY, Commands, is_an_error, train, tree
+from spaceless import cli
+from spaceless.errors import InputError, Interrupted, SpacelessError
+from spaceless.paper import Planned
+from spaceless.study import Plan
+from spaceless.trial import RECIPES, Trial
+
+torch.set_num_threads(1)
+
+VERBS = ("demo", "inspect", "train", "study", "evaluate", "paper", "calibrate", "report", "data")
+
+
+@pytest.fixture
+def spaceless(tmp_path, monkeypatch, capsys) -> Commands:
+    return Commands(tmp_path, monkeypatch, capsys)
+
+
+def document(out: str) -> object:
+    """Return the one JSON document in `out`; anything beside it is an error."""
+    return json.loads(out)
+
+
+# --- help ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself_with_an_example(spaceless, verb):
+    status, out, err = spaceless(verb, "--help")
+    assert (status, err) == (0, "")
+    assert "Example" in out
+    assert f"spaceless {verb}" in out.split("Example", 1)[1]
+
+
+def test_the_overview_names_every_verb(spaceless):
+    status, out, _ = spaceless("--help")
+    assert status == 0
+    assert [verb for verb in VERBS if verb not in out] == []
+    assert spaceless("--version")[:2] == (0, "0.1.0\n")
+
+
+def test_help_and_the_paper_need_no_torch():
+    program = ("import sys; sys.argv = ['spaceless', {words}]\nfrom spaceless.cli import main\n"
+               "try: main()\nexcept SystemExit as end: assert not end.code\nassert 'torch' not in sys.modules")
+    for words in ("'train', '--help'", "'paper', '--json'"):
+        subprocess.run([sys.executable, "-c", program.format(words=words)], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_debug_shows_where_it_happened(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["spaceless", "--debug", "inspect", "vgg61"])
+    with pytest.raises(InputError):
+        cli.main()
+
+
+# --- other ends ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("error", "status"), [
+    (SpacelessError("x", found="a", expected="b", cure="c"), 1), (RuntimeError("many\nlines\nof\ntext\n"), 1),
+    (OSError(28, "No space left on device", "runs/x"), 1), (PermissionError(13, "Permission denied", "x"), 2),
+    (AssertionError(), 1), (MemoryError(), 1),
+])
+def test_whatever_breaks_ends_in_three_lines_and_a_status(spaceless, monkeypatch, error, status):
+    def broken(*_args, **_kwargs):
+        raise error
+
+    monkeypatch.setattr("spaceless.inspection.inspect_model", broken)
+    is_an_error(*spaceless("inspect", "vgg16"), expected=status)
+    with pytest.raises(type(error)):
+        spaceless("inspect", "vgg16", "--debug")
+
+
+@pytest.mark.parametrize(("error", "status"), [
+    (Interrupted(signal.SIGINT), 130), (Interrupted(signal.SIGTERM), 143), (KeyboardInterrupt(), 130),
+])
+def test_an_interruption_has_the_status_of_its_signal(spaceless, monkeypatch, error, status):
+    def interrupted(*_args, **_kwargs):
+        raise error
+
+    monkeypatch.setattr("spaceless.study.run_study", interrupted)
+    found, out, err = spaceless(*train())
+    assert (found, out) == (status, "")
+    assert err.startswith("interrupted")
+    assert "Traceback" not in err
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    program = "import sys; sys.argv = ['spaceless', 'paper', '--json']\nfrom spaceless.cli import main\nmain()"
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.read(10)
+    process.stdout.close()
+    error = process.stderr.read()
+    assert process.wait() in (0, 141)
+    assert error == b""
+
+
+# --- what is printed -------------------------------------------------------------------------------------------------
+
+
+def test_inspect_for_programs(spaceless):
+    status, out, err = spaceless(
+        "inspect", "vgg16", "--classes", "100", "--image-size", "32", "--method", "conv1x1", "-k", "5", "--json")
+    found = document(out)
+    assert (status, err) == (0, "")
+    assert found["params"] == 23529636
+    names = ("model", "classes", "image_size", "method", "k", "params", "macs", "units")
+    assert {name: found[name] for name in names[:5]} == {
+        "model": "vgg16", "classes": 100, "image_size": 32, "method": "conv1x1", "k": 5}
+    assert set(names) <= set(found)
+    assert [u["index"] for u in found["units"]] == list(range(1, 14))
+    assert [u["index"] for u in found["units"] if u["modified"]] == [9, 10, 11, 12, 13]
+    for unit in found["units"]:
+        assert {"index", "name", "kind", "out_size", "receptive_field", "params", "modified"} <= set(unit)
+
+
+@pytest.mark.parametrize(("words", "params"), [
+    (("resnet50", "--classes", 100, "--image-size", 32, "--method", "conv1x1", "-k", 9), 14268068),
+    (("resnet152", "--method", "conv1x1", "-k", 19), 45512744),
+])
+def test_parameter_counts_of_the_issue(spaceless, words, params):
+    assert document(spaceless("inspect", *words, "--json")[1])["params"] == params
+
+
+def test_inspect_one_unit_alone(spaceless):
+    found = document(spaceless("inspect", "vgg16", "--method", "conv1x1", "--only", 5, "--json")[1])
+    assert [u["index"] for u in found["units"] if u["modified"]] == [5]
+
+
+def test_the_paper_is_checked_against_our_counts(spaceless):
+    status, out, _ = spaceless("paper", "--check", "--json")
+    rows = document(out)
+    assert status == 0
+    assert len(rows) >= 20
+    differing = [row for row in rows if not row["agrees"]]
+    assert differing
+    assert all(row["finding"] for row in differing)
+
+
+def test_a_count_that_differs_without_a_reason_fails_the_check(spaceless, monkeypatch):
+    class Wrong:
+        finding = None
+
+    monkeypatch.setattr("spaceless.inspection.check_counts", lambda: [(Wrong(), 1, False)])
+    monkeypatch.setattr("spaceless.show.counts", lambda found, as_json: None)
+    is_an_error(*spaceless("paper", "--check"), expected=1)
+
+
+@pytest.mark.parametrize("words", [("paper",), ("paper", "table1"), ("data",), ("data", "texture"),
+                                   ("inspect", "chain:4-M-8"), ("study", "mine.toml", "--dry-run")])
+def test_people_get_tables_and_programs_get_json(spaceless, tmp_path, words):
+    (tmp_path / "mine.toml").write_text(STUDY)
+    status, out, err = spaceless(*words)
+    assert (status, err) == (0, "")
+    assert out.strip()
+    with pytest.raises(json.JSONDecodeError):
+        document(out)
+    status, out, err = spaceless(*words, "--json")
+    assert (status, err) == (0, "")
+    document(out)
+    assert tree(tmp_path) == {"mine.toml"}
+
+
+def test_a_training_from_end_to_end(spaceless, tmp_path):
+    status, out, _ = spaceless(*train(method="shuffle", k=1, repeats=2, json=True))
+    outcome = document(out)
+    assert status == 0
+    assert (outcome["status"], outcome["trial"]["k"], len(outcome["evaluations"][0]["top1"])) == ("finished", 1, 2)
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert json.loads((folder / "outcome.json").read_text()) == outcome
+
+    status, out, _ = spaceless(*train(method="shuffle", k=1, repeats=2))
+    assert status == 0  # it is finished: shown, not trained
+    assert out.splitlines()[-1] == str(Path("runs") / folder.name)
+
+    status, out, _ = spaceless("evaluate", folder, "--shuffle-last", 2, "--repeats", 3, "--json")
+    found = document(out)
+    assert (status, len(found["top1"]), found["shuffle_last"]) == (0, 3, 2)
+    assert found["mean"] == pytest.approx(sum(found["top1"]) / 3)
+    assert [p.name for p in (folder / "evaluations").iterdir()] == ["shuffle-last-2-repeats-3.json"]
+    is_an_error(*spaceless("evaluate", folder, "--shuffle-last", 3))
+    is_an_error(*spaceless("evaluate", folder, "--repeats", 0))
+
+    status, out, _ = spaceless("report", "runs", "--html", "page.html", "--csv", "rows.csv")
+    assert status == 0
+    assert "<html" in (tmp_path / "page.html").read_text()[:500].lower()
+    assert (tmp_path / "rows.csv").read_text().count("\n") >= 2
+
+
+def test_a_study_from_end_to_end(spaceless, tmp_path):
+    (tmp_path / "mine.toml").write_text(STUDY)
+    status, out, err = spaceless("study", "mine.toml", "--json")
+    assert status == 0, err
+    found = document(out)
+    assert len(found["outcomes"]) == len(found["planned"]) == 2
+    page = Path(found["report"])
+    assert "<html" in page.read_text()[:500].lower()
+    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("*.json")}
+    assert len([p for p in stamps if p.name == "shuffle-last-0-repeats-1.json"]) == 2
+    status, out, _ = spaceless("study", "mine.toml")
+    assert status == 0
+    assert out.splitlines()[-1] == str(page)
+    assert {p: p.stat().st_mtime_ns for p in stamps if p.name != "mine.study.json"} == {
+        p: stamp for p, stamp in stamps.items() if p.name != "mine.study.json"}
+
+
+def test_a_failed_trial_fails_the_study_after_its_report(spaceless, tmp_path):
+    (tmp_path / "mine.toml").write_text(STUDY)
+    made = document(spaceless("study", "mine.toml", "--dry-run", "--json")[1])
+    lost = Trial.model_validate(made["planned"][1]["trial"]).id
+    (tmp_path / "runs" / lost).mkdir(parents=True)
+    (tmp_path / "runs" / lost / "states").write_text("in the way")
+    status, out, err = spaceless("study", "mine.toml")
+    assert status == 1
+    assert out.splitlines()[-1].endswith(".html")
+    assert "error: 1 of 2 trials" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(("verb", "wrong"), [("demo", []), ("calibrate", ["texture shuffle"])])
+def test_a_calibration_ends_with_its_report_and_fails_if_it_differs(spaceless, monkeypatch, verb, wrong):
+    recipe = RECIPES["control"].model_copy(update={"epochs": 1, "batch_size": 16, "precision": "fp32"})
+    trials = [Trial(model="chain:4-M-8", data="texture", method=method, k=k, recipe=recipe, train_images=64,
+                    test_images=40, repeats=2) for method, k in (("baseline", 0), ("shuffle", 1))]
+    truth = {"data": "texture", "method": "shuffle", "learnable_k": 1, "chance_from_k": None, "chance": 25.0}
+    plan = Plan("calibration-tiny", "Tiny", "?", f"spaceless {verb}", tuple(Planned(trial=t) for t in trials),
+                preset="smoke", kind="calibration", truth=(truth,))
+    monkeypatch.setattr("spaceless.calibrate.plan_calibration", lambda preset, command: plan)
+    monkeypatch.setattr("spaceless.report.disagreements", lambda *_args: wrong)
+    found, out, err = spaceless(verb, "--jobs", 1, *(("--json",) if verb == "calibrate" else ()))
+    assert found == len(wrong), err
+    page = Path(document(out)["report"] if verb == "calibrate" else out.splitlines()[-1])
+    assert "<html" in page.read_text()[:500].lower()
+    assert ("error: " in err) == bool(wrong)
+
+
+def test_data_that_are_there_are_found_and_verified(spaceless, tmp_path):
+    (tmp_path / "data").mkdir()
+    labels = np.arange(12) % 3
+    images = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path / "data" / "mine.npz", train_images=images, train_labels=labels, test_images=images[:6],
+             test_labels=labels[:6])
+    status, out, err = spaceless("data", "mine", "--json")
+    assert (status, err, document(out)["kind"]) == (0, "", "npz")
+    status, out, err = spaceless("data", "mine", "--verify", "--json")
+    assert status == 0, err
+    document(out)
+    assert "mine" in [row["name"] for row in document(spaceless("data", "--json")[1])]
+    assert spaceless("data", "mine", "--data-root", tmp_path / "elsewhere")[0] == 2
