@@ -4,12 +4,16 @@ import pytest
 import torch
 from torch.nn.functional import pad
 
-from spaceless.data.augment import Crops, apply_crops, crop_flip, draw_crops, normalise
+from spaceless.data.augment import PADDING, Crops, apply_crops, draw_crops, normalise
 from spaceless.seeds import generator
 
 
 def crops(top, left, flipped):
     return Crops(torch.tensor(top), torch.tensor(left), torch.tensor(flipped))
+
+
+def crop_flip(images, source, padding=PADDING):
+    return apply_crops(images, draw_crops(len(images), source, padding), padding)
 
 
 def reference(images, chosen, padding):

@@ -10,9 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from spaceless import training as training_module
-from spaceless.data import Dataset
-from spaceless.data.augment import normalise
+from spaceless.data import Dataset, feed
+from spaceless.data.augment import draw_crops, normalise
 from spaceless.errors import Interrupted
 from spaceless.evaluation import evaluate
 from spaceless.models import GlobalAveragePool
@@ -221,9 +220,8 @@ def test_every_epoch_sees_every_image_once_in_another_order():
 
 def test_augmentation_and_shuffles_are_drawn_anew_in_every_step(monkeypatch):
     model, seeds, permutations = network(), [], []
-    crop_flip = training_module.crop_flip
     monkeypatch.setattr(
-        training_module, "crop_flip", lambda x, source: (seeds.append(source.initial_seed()), crop_flip(x, source))[1])
+        feed, "draw_crops", lambda n, source: (seeds.append(source.initial_seed()), draw_crops(n, source))[1])
     model[4].shuffle.register_forward_hook(lambda m, _, out: permutations.append(m.passes["train"]))
     train(model, made_data(), SGD, 0)
     assert len(set(seeds)) == STEPS

@@ -314,12 +314,15 @@ def evaluate(
 
     """
     from spaceless import show
+    from spaceless.distributed import joined
     from spaceless.run import Place, evaluate_run
     from spaceless.signals import caught_signals
 
-    with caught_signals() as stop:
+    with joined(device) as share, caught_signals(patient=share.count > 1) as stop:
         found = evaluate_run(
             run, Place(run.parent, data_root, device), shuffle_last=shuffle_last, repeats=repeats, stop=stop)
+        if share.rank:
+            raise SystemExit(0)
     show.evaluation(found, as_json)
 
 
@@ -456,7 +459,8 @@ def _fail(message: str, status: int) -> NoReturn:
     text = message if message.startswith(("error: ", "interrupted")) else f"error: {message}"
     if len(text) > _ONE_LINE:  # one line for each of: what was found, what was expected, how to mend it
         text = text.replace(", expected ", ",\n  expected ", 1).replace("; ", ";\n  ", 1)
-    print(text, file=sys.stderr)
+    if status == 1 or os.environ.get("RANK", "0") == "0":  # what is wrong with the input all processes find alike
+        print(text, file=sys.stderr)
     raise SystemExit(status)
 
 
@@ -487,10 +491,15 @@ def _calibrate(
 
 def _run(plan: Plan, place: Place, jobs: int, *, manifest: bool = True) -> Tally:
     from spaceless.console import watching
+    from spaceless.distributed import joined
     from spaceless.study import run_study
 
-    with watching(plan, jobs) as watch:
-        tally = run_study(plan, place, jobs=jobs, watch=watch, manifest=manifest)
+    with joined(place.device) as share:
+        if share.rank:  # one process speaks for all
+            run_study(plan, place, jobs=jobs, manifest=manifest)
+            raise SystemExit(0)
+        with watching(plan, jobs) as watch:
+            tally = run_study(plan, place, jobs=jobs, watch=watch, manifest=manifest)
     if not (tally.ran or tally.known):
         raise tally.failed[0][1]
     return tally

@@ -15,6 +15,8 @@ from torch import Tensor, fx, nn
 
 from spaceless.data.augment import normalise
 from spaceless.data.dataset import Dataset
+from spaceless.data.feed import test_batches
+from spaceless.distributed import highest, share, total
 from spaceless.errors import InputError, Interrupted
 from spaceless.shuffle import ShuffleConv, seek, shuffles
 from spaceless.tracing import trace_graph
@@ -49,25 +51,26 @@ def evaluate(
     seek(model, 0, "eval")
     device = next(iter(model.parameters())).device
     prefix, tail = (_split_if_possible(model) if split and repeats > 1 else None) or (_whole, model)
-    correct, top5 = torch.zeros(repeats, dtype=torch.int64), 0
-    images, labels = data.test_images, data.test_labels
+    counted = torch.zeros(repeats + 2, dtype=torch.int64)  # correct in each pass, among the best five, images
     wide = min(5, data.classes)
     with torch.inference_mode(), autocast(device, precision):
-        for start in range(0, len(images), batch_size):
-            batch = normalise(images[start:start + batch_size].to(device), data.mean, data.std)
-            wanted = labels[start:start + batch_size].to(device)
-            front = prefix(in_format(batch, precision))
-            for repeat in range(repeats):
-                best = tail(*front).topk(wide, dim=1).indices == wanted[:, None]
-                correct[repeat] += int(best[:, 0].sum())
-                top5 += int(best.sum())
-            if stop is not None and (asked := stop()) is not None:
+        for number, (images, labels) in enumerate(test_batches(data, batch_size, device, share()), 1):
+            if len(images):  # nothing is left for some processes of a last, small batch
+                front = prefix(in_format(normalise(images, data.mean, data.std), precision))
+            for repeat in range(repeats if len(images) else 0):
+                best = tail(*front).topk(wide, dim=1).indices == labels[:, None]
+                counted[repeat] += int(best[:, 0].sum())
+                counted[-2] += int(best.sum())
+            counted[-1] += len(images)
+            if asked := highest(stop() or 0 if stop is not None else 0)[0]:
                 raise Interrupted(asked)
             if progress is not None:
-                progress(min(1.0, (start + batch_size) / len(images)))
+                progress(min(1.0, number * batch_size / data.test_count))
+    counted = total(counted)
+    seen = int(counted[-1])
     return Evaluation(
-        shuffle_last=shuffle_last, images=len(images), top1=tuple((100 * correct.double() / len(images)).tolist()),
-        top5=100 * top5 / (repeats * len(images)) if data.classes > 5 else None,
+        shuffle_last=shuffle_last, images=seen, top1=tuple((100 * counted[:-2].double() / seen).tolist()),
+        top5=100 * int(counted[-2]) / (repeats * seen) if data.classes > 5 else None,
     )
 
 

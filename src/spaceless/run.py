@@ -23,6 +23,7 @@ from spaceless.cost import cost
 from spaceless.data import Dataset, load
 from spaceless.data.controls import is_control, make_control
 from spaceless.data.find import ROOT_VARIABLE
+from spaceless.distributed import from_first, share
 from spaceless.errors import InputError, Interrupted
 from spaceless.evaluation import evaluate
 from spaceless.models import build_model, stem_is_unit
@@ -109,9 +110,12 @@ def run_trial(
         Interrupted: `stop` returned a signal number; the same call resumes.
 
     """
-    store = place.store
-    if (known := store.outcome(trial)) is not None:
+    store, mine = place.store, share()
+    if (known := from_first(None if mine.rank else store.outcome(trial))) is not None:
         return known
+    if trial.shuffle.per_image and mine.count > 1:
+        raise InputError(
+            "processes", found=f"{mine.count} for per-image shuffles", expected="one", cure="run it without torchrun")
     data = load_data(trial, place.data_root)
     model, changes = build(trial, data.classes, data.image_size)
     units = _units(trial, data)
@@ -119,7 +123,7 @@ def run_trial(
     device = choose_device(place.device)
     precision = choose_precision(trial.recipe.precision, device)
     started = datetime.now(UTC)
-    folder = store.begin(trial)
+    folder = store.folder(trial) if mine.rank else store.begin(trial)
     model.to(device)
     training = train(
         model, data, trial.recipe, trial.seed, precision=precision, stop=stop, progress=progress,
@@ -132,7 +136,7 @@ def run_trial(
         evaluate(model, data, repeats=repeats, precision=precision, stop=stop, progress=on_evaluation),
     )
     weights = dump_weights({name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()})
-    if place.keep_weights:
+    if place.keep_weights and mine.rank == 0:
         checkpoint.atomic_write(folder / WEIGHTS, weights)
     field = _field(model, data.image_size)
     outcome = Outcome(
@@ -140,12 +144,13 @@ def run_trial(
         params=costs.params, macs=costs.macs, receptive_field=field and field[0], receptive_stride=field and field[1],
         evaluations=evaluations, history=training.history, data=data.facts, precision=precision,
         weights_sha256=hashlib.sha256(weights).hexdigest(), versions=versions(), hardware=hardware(device),
-        threads=torch.get_num_threads(), started=started.isoformat(timespec="seconds"),
+        threads=torch.get_num_threads(), processes=mine.count, started=started.isoformat(timespec="seconds"),
         seconds=round(sum(epoch.seconds for epoch in training.history) + time.perf_counter() - trained, 3),
     )
-    store.finish(outcome)
-    checkpoint.discard(store.states(trial))
-    return outcome
+    if mine.rank == 0:
+        store.finish(outcome)
+        checkpoint.discard(store.states(trial))
+    return from_first(outcome)
 
 
 def evaluate_run(
@@ -206,7 +211,7 @@ def evaluate_run(
         )
     except Interrupted as interrupted:
         raise Interrupted(interrupted.signum, saved=False) from None
-    if shuffle_last is not None:
+    if shuffle_last is not None and share().rank == 0:
         store.add_evaluation(trial, found)
     return found
 

@@ -17,6 +17,7 @@ import torch
 
 from spaceless.cost import cost
 from spaceless.data import Dataset
+from spaceless.distributed import from_first, share
 from spaceless.errors import InputError, Interrupted, SpacelessError, unknown_name
 from spaceless.paper import PRESETS, Planned, Scale, experiment, load_study
 from spaceless.run import Place, build, choose_device, evaluate_run, load_data, run_trial
@@ -171,15 +172,18 @@ def run_study(
     """
     if jobs < 1:
         raise InputError("jobs", found=jobs, expected="at least 1", cure="leave it out")
+    mine = share()
+    if jobs > 1 and mine.count > 1:
+        raise InputError("jobs", found=f"{jobs} under torchrun", expected="1", cure="leave --jobs or torchrun out")
     place.store.check()
     check(plan, place)
-    if manifest:
+    if manifest and mine.rank == 0:
         place.store.write_study(plan.manifest())
     tally = Tally()
     tell = watch or (lambda _: None)
     todo = []
     for index, planned in enumerate(plan.planned):
-        known = place.store.outcome(planned.trial)
+        known = from_first(place.store.outcome(planned.trial))
         if known is not None and not _missing(planned, known, place):
             tally.known.append(known)
             tell(Event(index, "known", outcome=known))
@@ -196,7 +200,7 @@ def run_study(
     # How many threads add up a sum decides its last bit, so their number follows from `jobs` and not from what is left.
     before = torch.get_num_threads()
     threads = max(1, before // jobs)
-    with caught_signals() as stop:
+    with caught_signals(patient=mine.count > 1) as stop:  # torchrun hands on what a terminal has sent already
         if jobs > 1 and len(todo) > 1:
             _in_processes(plan, place, todo, min(jobs, len(todo)), threads, stop, note)
         else:
@@ -211,10 +215,10 @@ def run_study(
 
 def _missing(planned: Planned, outcome: Outcome, place: Place) -> list[int]:
     """Return the further test schemes of a trial that are not evaluated yet; one that diverged has none."""
-    return [
+    return from_first([
         last for last in planned.evaluations if outcome.status == "finished"
         and not place.store.evaluation(planned.trial, last, planned.repeats if last else 1).exists()
-    ]
+    ])
 
 
 def _one(index: int, planned: Planned, place: Place, stop: Stop, tell: Callable[[Event], None]) -> None:
@@ -233,8 +237,12 @@ def _one(index: int, planned: Planned, place: Place, stop: Stop, tell: Callable[
     except Interrupted:
         raise
     except SpacelessError as error:
+        if share().count > 1:  # the other processes wait for this one, and must be told by its end
+            raise
         tell(Event(index, "failed", error=error))
     except Exception as error:  # one trial out of memory, say, must not end the others
+        if share().count > 1:
+            raise
         reason = f"{type(error).__name__}: {error}"[:200]
         tell(Event(index, "failed", error=SpacelessError(
             planned.trial.label, found=reason, expected="an outcome",

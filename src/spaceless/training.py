@@ -18,12 +18,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spaceless import checkpoint
-from spaceless.data.augment import crop_flip, normalise
+from spaceless.data.augment import normalise
 from spaceless.data.dataset import Dataset
+from spaceless.data.feed import steps_per_epoch, training_batches
+from spaceless.distributed import from_first, highest, share, spread, total
 from spaceless.errors import Interrupted
 from spaceless.evaluation import autocast, in_format
 from spaceless.schedule import learning_rate
-from spaceless.seeds import derive, generator
+from spaceless.seeds import derive
 from spaceless.shuffle import shuffles
 from spaceless.trial import Epoch, Recipe
 
@@ -77,9 +79,9 @@ def train(
 
     """
     device = next(iter(model.parameters())).device
-    images, labels = data.train_images.to(device), data.train_labels.to(device)
-    batches = _batches(len(images), recipe.batch_size)
-    total = batches * recipe.epochs
+    mine = share()
+    per_epoch = steps_per_epoch(data.train_count, recipe.batch_size)
+    last = per_epoch * recipe.epochs
     if precision == "bf16":
         model.to(memory_format=torch.channels_last)
     model.train()
@@ -87,55 +89,63 @@ def train(
     layers = list(shuffles(model))
     history: list[Epoch] = []
     step, spent, sums = 0, 0.0, torch.zeros(3, dtype=torch.float64, device=device)  # loss, correct, images
-    resumed = checkpoint.load_latest(states.folder, states.trial) if states else None
+    resumed = from_first(checkpoint.load_latest(states.folder, states.trial) if states and mine.rank == 0 else None)
     if resumed:
         model.load_state_dict(resumed["model"])
         optimizer.load_state_dict(resumed["optimizer"])
-        step, spent, sums = resumed["step"], resumed["spent"], resumed["sums"].to(device)
+        step, spent = resumed["step"], resumed["spent"]
+        if mine.rank == 0:  # the sums of all processes are in it
+            sums = resumed["sums"].to(device)
         history = [Epoch(**epoch) for epoch in resumed["history"]]
     saved = resume_mark = time.perf_counter()
 
     def save() -> None:
-        if states:
+        summed = total(sums)
+        if states and mine.rank == 0:
             content = {
-                "model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "sums": sums,
+                "model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "sums": summed,
                 "spent": spent + time.perf_counter() - resume_mark, "history": [e.model_dump() for e in history],
             }
             checkpoint.save(states.folder, content, step, states.trial)
+        if mine.rank:
+            sums.zero_()
+        else:
+            sums.copy_(summed)
 
-    order = torch.empty(0, dtype=torch.int64)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        while step < total:
-            epoch, within = divmod(step, batches)
-            if within == 0 or not len(order):
-                order = torch.randperm(len(images), generator=generator(seed, "order", epoch)).to(device)
-            rate = learning_rate(recipe, step / total)
+    batches = training_batches(data, recipe, seed, step, device, mine)
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), spread(model) as parallel:
+        for x, y in batches:
+            epoch, within = divmod(step, per_epoch)
+            rate = learning_rate(recipe, step / last)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             for layer in layers:
                 layer.passes["train"] = step
-            torch.manual_seed(derive(seed, "dropout", step))
-            chosen = order[within * recipe.batch_size:(within + 1) * recipe.batch_size]
-            x, y = images.index_select(0, chosen), labels[chosen]  # (B, 3, H, W) uint8, (B,)
-            if recipe.augment == "crop_flip":
-                x = crop_flip(x, generator(seed, "augment", step))
-            x = in_format(normalise(x, data.mean, data.std), precision)
+            torch.manual_seed(derive(seed, f"dropout/{mine.rank}" if mine.rank else "dropout", step))
             with autocast(device, precision):
-                logits: Tensor = model(x)
-            loss = functional.cross_entropy(logits.float(), y)
+                logits: Tensor = parallel(in_format(normalise(x, data.mean, data.std), precision))
+            whole = min(recipe.batch_size, data.train_count - within * recipe.batch_size)  # images of all processes
+            loss = functional.cross_entropy(logits.float(), y, reduction="sum") / whole
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            (loss * mine.count).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             with torch.no_grad():
-                sums += torch.stack([loss.double() * len(y), (logits.argmax(1) == y).sum().double(),
+                sums += torch.stack([loss.double() * whole, (logits.argmax(1) == y).sum().double(),
                                      torch.tensor(float(len(y)), dtype=torch.float64, device=device)])
             step += 1
             seconds = spent + time.perf_counter() - resume_mark
             if progress is not None:
-                done = (step - epoch * batches) * recipe.batch_size
-                progress(Progress(step / total, epoch + 1, recipe.epochs, done / seconds))
-            if step % batches == 0:
-                mean, correct, seen = sums.tolist()
+                done = (step - epoch * per_epoch) * recipe.batch_size
+                progress(Progress(step / last, epoch + 1, recipe.epochs, done / seconds))
+            age = time.perf_counter() - saved
+            asked, due, overdue = highest(
+                stop() or 0 if stop is not None else 0,
+                int(states is not None and age >= states.every_seconds),
+                int(states is not None and age >= 5 * states.every_seconds),  # an epoch that takes very long
+            )
+            if step % per_epoch == 0:
+                mean, correct, seen = total(sums).tolist()
                 if not math.isfinite(mean):
                     return Training(tuple(history), diverged=True)
                 history.append(Epoch(
@@ -144,29 +154,17 @@ def train(
                 ))
                 sums.zero_()
                 spent, resume_mark = 0.0, time.perf_counter()
-                if states and (step == total or time.perf_counter() - saved >= states.every_seconds):
-                    save()  # the last state too: an interrupted evaluation must not cost the training
-                    saved = time.perf_counter()
-            elif states and time.perf_counter() - saved >= 5 * states.every_seconds:  # an epoch that takes very long
+            # The last state too: an interrupted evaluation must not cost the training.
+            if asked or overdue or (step % per_epoch == 0 and (due or step == last)):
                 save()
                 saved = time.perf_counter()
-            asked = stop() if stop is not None else None
-            if asked is not None:
-                save()
+            if asked:
                 raise Interrupted(asked)
     return Training(tuple(history), diverged=not _finite(model))  # the last step has no loss after it that would tell
 
 
 def _finite(model: nn.Module) -> bool:
     return all(bool(weight.isfinite().all()) for weight in model.parameters())
-
-
-def _batches(images: int, size: int) -> int:
-    """Return how many batches an epoch has: all images, but never a last batch of a single one.
-
-    Batch normalisation has no variance to take over one image of one position.
-    """
-    return max(1, images // size + (images % size > 1))
 
 
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

@@ -247,6 +247,7 @@ class Outcome(Spec):
     versions: dict[str, str] = {}
     hardware: str = ""
     threads: int | None = None
+    processes: int = 1
     started: str = ""
     seconds: float | None = None
 

@@ -48,15 +48,6 @@ def apply_crops(images: Tensor, crops: Crops, padding: int = PADDING) -> Tensor:
     return padded.gather(2, place.expand(-1, channels, -1)).view_as(images)
 
 
-def crop_flip(images: Tensor, generator: torch.Generator, padding: int = PADDING) -> Tensor:
-    """Return a random crop of each image (N, C, H, W), zero-padded, and mirror about half of them left to right.
-
-    With a generator on the CPU the draws are the same for images on every device. For a training that can be
-    resumed, use `spaceless.seeds.generator(seed, "augment", step)`.
-    """
-    return apply_crops(images, draw_crops(len(images), generator, padding), padding)
-
-
 def normalise(batch: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Return float32 (N, C, H, W): (batch / 255 - mean) / std, with `mean` and `std` per channel where 255 is 1."""
     scale = torch.tensor([1 / (255 * s) for s in std], device=batch.device)[:, None, None]

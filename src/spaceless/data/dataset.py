@@ -106,6 +106,16 @@ class Dataset:
         """The edge of the square images, in pixels."""
         return self.train_images.shape[2]
 
+    @property
+    def train_count(self) -> int:
+        """The number of training images."""
+        return len(self.train_labels)
+
+    @property
+    def test_count(self) -> int:
+        """The number of test images."""
+        return len(self.test_labels)
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 over shapes and values of the four tensors: equal pixels and labels, in order, give equal digests."""

@@ -1,0 +1,169 @@
+"""Several processes on one training: what comes out is what one process gets from the whole batch."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import multiprocessing, nn
+
+from spaceless import distributed
+from spaceless.data import Dataset
+from spaceless.data.feed import test_batches as batches_of_a_test
+from spaceless.data.feed import training_batches
+from spaceless.distributed import GlobalBatchNorm, Share, highest, share, spread
+from spaceless.errors import InputError
+from spaceless.trial import RECIPES
+
+RECIPE = RECIPES["paper"].model_copy(update={"epochs": 2, "batch_size": 8})
+
+
+def made(train, test):
+    random = torch.Generator().manual_seed(0)
+    images = [torch.randint(0, 256, (n, 3, 8, 8), generator=random, dtype=torch.uint8) for n in (train, test)]
+    labels = [torch.arange(n) % 3 for n in (train, test)]
+    return Dataset("made", "made", "", images[0], labels[0], images[1], labels[1], ("a", "b", "c"))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_the_shares_of_a_batch_hold_every_image_once(count):
+    data = made(27, 13)
+    data.train_images[:] = torch.arange(27, dtype=torch.uint8)[:, None, None, None]
+    plain = RECIPE.model_copy(update={"augment": "none"})
+    cpu = torch.device("cpu")
+    shares = [training_batches(data, plain, 0, 0, cpu, Share(rank, count)) for rank in range(count)]
+    together = zip(*shares, strict=True)
+    whole = training_batches(data, plain, 0, 0, cpu)
+    for parts, batch in zip(together, whole, strict=True):
+        seen = torch.cat([part.images[:, 0, 0, 0] for part in parts])
+        assert sorted(seen.tolist()) == sorted(batch.images[:, 0, 0, 0].tolist())
+    tested = [batch.labels for rank in range(count) for batch in batches_of_a_test(data, 4, cpu, Share(rank, count))]
+    assert sorted(torch.cat(tested).tolist()) == sorted(data.test_labels.tolist())
+
+
+def test_every_image_has_the_crop_that_one_process_gives_it():
+    data, cpu = made(27, 13), torch.device("cpu")
+    for step, whole in enumerate(training_batches(data, RECIPE, 3, 0, cpu)):
+        for rank in range(2):
+            mine = list(training_batches(data, RECIPE, 3, 0, cpu, Share(rank, 2)))[step]
+            assert torch.equal(mine.images, whole.images[rank::2])
+            assert torch.equal(mine.labels, whole.labels[rank::2])
+
+
+def test_alone_nothing_is_shared_or_wrapped():
+    model = nn.Linear(2, 2)
+    assert share() == Share(0, 1)
+    assert highest(3, 0) == (3, 0)
+    with spread(model) as same:
+        assert same is model
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=0.3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 9, 5),
+        nn.BatchNorm1d(5, affine=False), nn.Linear(5, 2),
+    )
+
+
+def one_step(model, images, labels, whole, count):
+    loss = nn.functional.cross_entropy(model(images), labels, reduction="sum") / whole
+    (loss * count).backward()
+
+
+def compare_a_step(rank, count, images, meeting):
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": meeting}
+    torch.set_num_threads(1)
+    x, y = torch.randn(images, 3, 5, 5, generator=torch.Generator().manual_seed(1)), torch.arange(images) % 2
+    alone = network()
+    one_step(alone, x, y, images, 1)
+    with distributed.joined("cpu") as mine:
+        shared = network()
+        with spread(shared) as parallel:
+            assert sum(isinstance(m, GlobalBatchNorm) for m in shared.modules()) == 2
+            one_step(parallel, mine.of(x), mine.of(y), images, mine.count)
+        assert not any(isinstance(m, GlobalBatchNorm) for m in shared.modules())
+        assert highest(rank, 7 - rank) == (count - 1, 7)
+        assert distributed.from_first(f"from {rank}") == "from 0"
+        assert distributed.total(torch.tensor([1, rank])).tolist() == [count, sum(range(count))]
+    for one, other in zip(alone.state_dict().values(), shared.state_dict().values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)  # running statistics are among them
+    for one, other in zip(alone.parameters(), shared.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-6)
+
+
+# 2 + 1 images, and a rank for which none is left.
+@pytest.mark.parametrize(("count", "images"), [(2, 3), (3, 2)])
+def test_gradients_and_batch_statistics_are_those_of_the_whole_batch(count, images, free_port):
+    multiprocessing.spawn(compare_a_step, (count, images, free_port), nprocs=count)
+
+
+@pytest.fixture
+def free_port():
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def spaceless(*words, processes=1, check=True):
+    start = [sys.executable, "-m", "spaceless"]
+    if processes > 1:
+        start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
+                 "-m", "spaceless"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*start, *map(str, words)], check=check, capture_output=True, text=True, env=environment, timeout=200)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    random = np.random.default_rng(0)
+    y_train, y_test = np.arange(45) % 3, np.arange(31) % 3
+    parts = {"y_train": y_train, "y_test": y_test}
+    for split, labels in (("train", y_train), ("test", y_test)):
+        noise = random.integers(0, 120, (len(labels), 8, 8, 3))
+        parts[f"x_{split}"] = (noise + 60 * labels[:, None, None, None]).astype(np.uint8)
+    path = tmp_path_factory.mktemp("data") / "shades.npz"
+    np.savez(path, **parts)
+    return path
+
+
+def test_two_processes_give_what_one_gives(images, tmp_path):
+    # 45 images in batches of 10: shares of 5 and 5, at the end 3 and 2.
+    words = (
+        "train", "--model", "chain:6-M-8", "--data", images, "--method", "shuffle", "-k", "1", "--recipe", "smoke",
+        "--epochs", "4", "--batch-size", "10", "--precision", "fp32", "--repeats", "5", "--device", "cpu", "--json",
+    )
+    one = json.loads(spaceless(*words, "--out", tmp_path / "one").stdout)
+    two = json.loads(spaceless(*words, "--out", tmp_path / "two", processes=2).stdout)
+    assert (one["processes"], two["processes"]) == (1, 2)
+    assert two["evaluations"][0]["images"] == 31
+    # The sums are taken in another order, nothing else: 5 significant digits of every loss, every weight to 1e-4, and
+    # so no image on the other side of the border between two classes.
+    assert [e["loss"] for e in two["history"]] == pytest.approx([e["loss"] for e in one["history"]], rel=1e-5)
+    assert [e["top1"] for e in two["history"]] == [e["top1"] for e in one["history"]]
+    assert two["evaluations"] == one["evaluations"]
+    weights = [load_file(next((tmp_path / name).glob("*/model.safetensors"))) for name in ("one", "two")]
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=1e-4, atol=1e-4)
+
+
+def test_what_several_processes_cannot_do_is_said_once(images, tmp_path):
+    words = ("train", "--model", "chain:6-M-8", "--data", images, "--method", "shuffle", "-k", 1, "--per-image")
+    ended = spaceless(*words, "--out", tmp_path / "o", processes=2, check=False)
+    assert ended.returncode != 0
+    assert ended.stderr.count("per-image shuffles") == 1
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_numbered_gpu_is_refused_under_torchrun(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="cuda:1"), distributed.joined("cuda:1"):
+        pass
