@@ -15,7 +15,7 @@ import torch
 from commands import STUDY, Commands, is_an_error, train, tree
 from spaceless import cli
 from spaceless.errors import InputError, Interrupted, SpacelessError
-from spaceless.paper import Planned
+from spaceless.paper import Planned, experiments
 from spaceless.study import Plan
 from spaceless.trial import RECIPES, Trial
 
@@ -215,6 +215,29 @@ def test_a_study_from_end_to_end(spaceless, tmp_path):
     assert out.splitlines()[-1] == str(page)
     assert {p: p.stat().st_mtime_ns for p in stamps if p.name != "mine.study.json"} == {
         p: stamp for p, stamp in stamps.items() if p.name != "mine.study.json"}
+
+
+def test_everything_at_once_ends_with_one_page_of_all_sections(spaceless, monkeypatch, tmp_path):
+    two = {name: experiments()[name] for name in ("table2-left", "fig10-channel-shuffle")}
+    monkeypatch.setattr("spaceless.study.experiments", lambda: two)
+    small = ("--width", 0.03125, "--train-images", 64, "--test-images", 20, "--epochs", 1, "--repeats", 2,
+             "--k-step", 13)
+    status, out, _ = spaceless("study", "all", "--preset", "smoke", *small, "--dry-run")
+    assert status == 0
+    assert "Does a network bear a random order of its channels" in out
+    assert "together, with each trial once: 4 trials, 4 still to run" in out
+    assert tree(tmp_path) == set()
+    status, out, err = spaceless("study", "all", "--preset", "smoke", *small)
+    assert status == 0, err
+    assert "made set texture stands in: table2-left-smoke" in err
+    page = Path(out.splitlines()[-1])
+    assert page.name.startswith("all-smoke")
+    text = page.read_text()
+    assert "Channel shuffle, VGG-16" in text and "Shuffling in training and in the test" in text
+    assert "texture instead of cifar100" in text
+    assert len(list((tmp_path / "runs").glob("*.study.json"))) == 2
+    # K = 0, 3 of the table, and 0, 1 (printed), 13 of the figure; the baseline is one
+    assert len(list((tmp_path / "runs").glob("*/outcome.json"))) == 4
 
 
 def test_a_failed_trial_fails_the_study_after_its_report(spaceless, tmp_path):

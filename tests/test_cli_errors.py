@@ -64,7 +64,7 @@ WRONG = {
     "study, no weights to test": ("study", "mine.toml", "--no-weights"),
     "study, out is a file": ("study", "mine.toml", "--out", "file"),
     "study, missing data": ("study", "fig2-vgg16", "--preset", "smoke"),
-    "study, dry run of missing data": ("study", "fig2-vgg16", "--preset", "smoke", "--dry-run"),
+    "study, dry run of missing data": ("study", "mine.toml", "--data", "nowhere", "--dry-run"),
     "evaluate, nothing": ("evaluate",), "evaluate, no folder": ("evaluate", "nowhere"),
     "evaluate, not a run": ("evaluate", "."), "evaluate, a file": ("evaluate", "file"),
     "evaluate, repeats": ("evaluate", ".", "--repeats", "0"),

@@ -246,13 +246,40 @@ def test_equal_trials_are_shared_between_experiments() -> None:
 def test_presets_scale_every_trial_and_win_over_the_recipe() -> None:
     smoke = plan("fig9-resnet50", "smoke")
     assert {(t.width, t.train_images, t.test_images, t.recipe.name) for t in (p.trial for p in smoke)} == {
-        (0.25, 10_000, 2_000, "smoke")}
+        (0.125, 1_000, 500, "smoke")}  # its series says so, since the usual 10,000 images would take too long
+    assert [p.trial.k for p in smoke] == [0, 5, 10, 15]
+    vgg = {(p.trial.width, p.trial.train_images, p.trial.test_images) for p in plan("fig2-vgg16", "smoke")}
+    assert vgg == {(0.25, 10_000, 2_000)}
     assert {p.repeats for p in smoke} == {20}
     fast = plan("fig2-vgg16", "fast")
     assert len(fast) == 3 * 40
     assert [(p.trial.seed, p.trial.k) for p in fast] == sorted((p.trial.seed, p.trial.k) for p in fast)
     assert [p.trial.method for p in fast].count("baseline") == 3 and fast[0].trial.method == "baseline"
-    assert all(p.trial.recipe.augment == "none" for p in plan("table2-right", "smoke")[-16:])
+    plain = [p.trial.k for p in plan("table2-right", "smoke") if p.trial.recipe.augment == "none"]
+    assert plain == [0, 2, 2, 8, 8, 16, 16]
+
+
+def test_a_step_thins_the_units_but_keeps_the_last_and_the_printed_ones() -> None:
+    assert [p.trial.k for p in plan("fig8-resnet152", "smoke")] == [0, 16, 19, 32, 46]  # Figure 8 names K = 19
+    thinned = paper.experiment("fig6-single-layer").trials(Scale(k_step=5))
+    assert [p.trial.only for p in thinned] == [None, 1, 6, 11, 13]
+    assert [p.trial.k for p in paper.experiment("fig10-channel-shuffle").trials(Scale(k_step=6))] == [0, 1, 6, 12, 13]
+
+
+def test_other_data_take_the_place_of_the_experiments_own() -> None:
+    own, other = (paper.experiment("fig3-receptive-field").trials(Scale(data=data)) for data in (None, "mine.npz"))
+    assert {p.trial.data for p in other} == {"mine.npz"}
+    assert [(p.trial.k, p.trial.image_size) for p in own] == [(p.trial.k, p.trial.image_size) for p in other]
+
+
+def test_the_facts_of_the_data_sets_are_the_published_ones() -> None:
+    found = paper.data_sets()
+    assert set(found) == {s.data for e in paper.experiments().values() for s in e.series}
+    assert {name: (d.classes, d.image_size, d.train_images, d.test_images) for name, d in found.items()} == {
+        "cifar100": (100, 32, 50_000, 10_000),  # Krizhevsky 2009
+        "imagenet32": (1000, 32, 1_281_167, 50_000),  # Chrabaszcz et al. 2017
+        "imagenet": (1000, 224, 1_281_167, 50_000),  # Russakovsky et al. 2015
+    }
 
 
 def test_scale_overrides_recipe_fields_and_epochs() -> None:

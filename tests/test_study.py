@@ -76,10 +76,10 @@ def test_a_study_that_cannot_be_meant_is_refused(name, preset, asked, says):
 def test_the_estimate_by_hand(serial, tmp_path):
     plan = planned(trial(), trial(seed=1), trial(method="conv1x1", k=2))
     spatial, pointwise = 108 * 400 + 288 * 100 + 32, 12 * 400 + 32 * 100 + 32
-    found = check(plan, Place(tmp_path / "runs"))
+    found = check(plan.planned, Place(tmp_path / "runs"))
     assert (found.trials, found.to_run, found.macs) == (3, 3, 3 * 64 * (2 * spatial + pointwise))
     assert not (tmp_path / "runs").exists()
-    found = check(plan, Place(serial[0]))  # where the first and the last are finished
+    found = check(plan.planned, Place(serial[0]))  # where the first and the last are finished
     assert (found.trials, found.to_run, found.macs) == (3, 1, 3 * 64 * spatial)
 
 
@@ -129,7 +129,7 @@ def test_finished_trials_are_skipped_and_the_rest_is_run(serial, tmp_path):
     out, known = serial
     before = finished(out)
     events: list[Event] = []
-    tally = run_study(planned(*FOUR, trial(seed=1)), Place(out), watch=events.append, manifest=False)
+    tally = run_study(planned(*FOUR, trial(seed=1)), Place(out), watch=events.append, studies=())
     assert weights(tally.known) == known
     assert [o.trial for o in tally.ran] == [trial(seed=1)]
     after = finished(out)
@@ -138,7 +138,7 @@ def test_finished_trials_are_skipped_and_the_rest_is_run(serial, tmp_path):
     assert {e.index for e in events if e.kind != "known"} == {4}
     assert [e.kind for e in events if e.index == 4 and e.kind not in ("progress", "evaluating")] == [
         "started", "finished"]
-    again = run_study(planned(*FOUR, trial(seed=1)), Place(out), manifest=False)
+    again = run_study(planned(*FOUR, trial(seed=1)), Place(out), studies=())
     assert (len(again.known), again.ran) == (5, [])
 
 

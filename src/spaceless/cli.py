@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import webbrowser
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
@@ -231,7 +232,7 @@ def train(
     )
     plan = Plan(trial.label, trial.label, "", "spaceless train", (Planned(trial=trial),))
     place = where.place()
-    tally = _run(plan, place, 1, manifest=False)
+    tally = _run(plan, place, 1, ())
     outcome = (tally.ran or tally.known)[0]
     show.outcome(outcome, place.store.folder(trial), as_json)
 
@@ -239,7 +240,8 @@ def train(
 @app.command
 def study(
     name: str, *, preset: Preset | None = None, jobs: int = 1, dry_run: bool = False,
-    width: float | None = None, train_images: int | None = None, test_images: int | None = None,
+    data: str | None = None, k_step: int | None = None, width: float | None = None,
+    train_images: int | None = None, test_images: int | None = None,
     epochs: int | None = None, seeds: str | None = None, repeats: int | None = None, recipe: str | None = None,
     as_json: _Json = False, where: Where = _HERE,
 ) -> None:
@@ -247,18 +249,23 @@ def study(
 
     Example: `spaceless study fig2-vgg16 --preset smoke --jobs 2`
 
-    Finished trials are skipped; the same command goes on after an interruption. `spaceless paper` lists the names.
+    Finished trials are skipped; the same command goes on after an interruption. `spaceless paper` lists the names;
+    `all` is all of them, with each trial run once.
 
     Parameters
     ----------
     name
-        An experiment of the paper, or the path of a `.toml` file.
+        An experiment of the paper, `all`, or the path of a `.toml` file.
     preset
         `paper` (full protocol), `fast` (30 epochs, 3 seeds) or `smoke` (minutes). Default: the file's scale, or paper.
     jobs
         Processes.
     dry_run
-        Show what would run and what it costs, and run nothing.
+        Show what would run and what it costs, judged by a few steps of each network, and run nothing.
+    data
+        In place of the experiment's own: the name or path of a data set.
+    k_step
+        Of each list of K's only every so manyth, and the last.
     width
         Instead of the preset's.
     train_images
@@ -276,18 +283,25 @@ def study(
 
     """
     from spaceless import show
-    from spaceless.study import check, plan_study
+    from spaceless.estimate import estimate
+    from spaceless.study import plan_all, plan_study
 
-    asked = {
-        "width": width, "train_images": train_images, "test_images": test_images, "epochs": epochs, "seeds": seeds,
-        "repeats": repeats, "recipe": recipe,
+    given = {
+        "data": data, "k_step": k_step, "width": width, "train_images": train_images, "test_images": test_images,
+        "epochs": epochs, "seeds": seeds, "repeats": repeats, "recipe": recipe,
     }
-    plan = plan_study(name, preset, {key: value for key, value in asked.items() if value is not None})
+    asked = {key: value for key, value in given.items() if value is not None}
     place = where.place()
-    if dry_run:
-        show.plan(plan, check(plan, place), as_json)
+    if name == "all":
+        plan, studies = plan_all(preset, asked, where.data_root)
     else:
-        _report(plan, place, _run(plan, place, jobs), as_json)
+        plan = plan_study(name, preset, asked)
+        studies = [plan]
+    if dry_run:
+        show.plans(plan, studies, lambda p: estimate(p.planned, place), as_json)
+    else:
+        show.stand_ins(studies)
+        _report(plan, place, _run(plan, place, jobs, studies), as_json, studies)
 
 
 @app.command
@@ -489,30 +503,31 @@ def _calibrate(
         )
 
 
-def _run(plan: Plan, place: Place, jobs: int, *, manifest: bool = True) -> Tally:
+def _run(plan: Plan, place: Place, jobs: int, studies: Sequence[Plan] | None = None) -> Tally:
     from spaceless.console import watching
     from spaceless.distributed import joined
     from spaceless.study import run_study
 
     with joined(place.device) as share:
         if share.rank:  # one process speaks for all
-            run_study(plan, place, jobs=jobs, manifest=manifest)
+            run_study(plan, place, jobs=jobs, studies=studies)
             raise SystemExit(0)
         with watching(plan, jobs) as watch:
-            tally = run_study(plan, place, jobs=jobs, watch=watch, manifest=manifest)
+            tally = run_study(plan, place, jobs=jobs, watch=watch, studies=studies)
     if not (tally.ran or tally.known):
         raise tally.failed[0][1]
     return tally
 
 
-def _report(plan: Plan, place: Place, tally: Tally, as_json: bool) -> Path:
-    """Write the report of one study, say what came of it, and fail if a trial did."""
+def _report(plan: Plan, place: Place, tally: Tally, as_json: bool, studies: Sequence[Plan] | None = None) -> Path:
+    """Write the report of a plan (or of the studies it is made of), say what came of it, and fail if a trial did."""
     from spaceless import show
     from spaceless.report import write_report
 
     page = place.out / f"{plan.name}.html"
-    write_report([place.out], html=page, study=plan.name)
-    show.study(plan, place.out, page, tally, as_json)
+    names = [study.name for study in studies or (plan,)]
+    write_report([place.out], html=page, study=names)
+    show.study(plan, names, place.out, page, tally, as_json)
     if tally.failed:
         trial, error = tally.failed[0]
         raise SpacelessError(

@@ -113,7 +113,9 @@ class _Watch:
 
 
 def duration(seconds: float) -> str:
-    """Return seconds as a short text such as `45 s`, `12 min` or `3.5 h`."""
+    """Return seconds as a short text such as `45 s`, `12 min`, `3.5 h` or `50 days`."""
     if seconds < 100:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 72 * 3600 else f"{seconds / 86400:,.0f} days"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from collections.abc import Collection
 from functools import cache, cached_property
 from itertools import product
 from pathlib import Path
@@ -16,7 +17,6 @@ from spaceless.errors import InputError, unknown_name
 from spaceless.trial import RECIPES, Downsample, Method, Recipe, ShuffleOptions, Spec, Trial, make, parse
 
 _BOOK = Path(__file__).with_suffix(".toml")
-_NATIVE = {"cifar100": 32, "imagenet32": 32, "imagenet": 224}  # pixels; asking for a set's own size changes nothing
 
 
 def _numbers(given: Any) -> Any:
@@ -37,6 +37,8 @@ class Scale(Spec):
     """How much of the paper's protocol is run; None means all images, and the epochs and recipe of the experiment."""
 
     name: str = "own"
+    data: str | None = None  # in place of the experiment's own
+    k_step: Positive = 1  # of each list of units every `k_step`-th, the last, and the K's that the paper prints
     width: Annotated[float, Field(gt=0)] = 1.0  # times the channels of every network
     train_images: Positive | None = None
     test_images: Positive | None = None
@@ -106,18 +108,29 @@ class Series(Spec):
     augment: Literal["crop_flip", "none"] | None = None
     recipe: str = "paper"
     overrides: dict[str, Any] = Field(default_factory=dict)
+    smoke: dict[str, Any] = Field(default_factory=dict)  # fields of the scale `smoke` that would take too long
 
-    def trials(self, scale: Scale, seed: int) -> list[Trial]:
-        """Return this series' trials at `scale`, in the order of its lists; raise InputError for one that cannot be."""
+    def trials(self, scale: Scale, seed: int, keep: Collection[int] = ()) -> list[Trial]:
+        """Return this series' trials at `scale`, in the order of its lists; raise InputError for one that cannot be.
+
+        The K's in `keep` are not thinned out.
+        """
+        if scale.name == "smoke":
+            scale = make(Scale, "smoke", **scale.model_dump() | self.smoke)
         if (name := scale.recipe or self.recipe) not in RECIPES:
             raise unknown_name("recipe", name, RECIPES)
         fields = RECIPES[name].model_dump() | scale.overrides | self.overrides
         fields |= {f: v for f, v in (("epochs", scale.epochs), ("augment", self.augment)) if v}
         common = {f: getattr(scale, f) for f in ("width", "train_images", "test_images", "repeats")}
-        common |= {"model": self.model, "data": self.data, "shuffle": self.shuffle, "seed": seed,
+        common |= {"model": self.model, "data": scale.data or self.data, "shuffle": self.shuffle, "seed": seed,
                    "recipe": parse(Recipe, json.dumps(fields, default=str), "overrides")}
-        sizes = [None if size == _NATIVE.get(self.data) else size for size in self.image_sizes] or [None]
-        places = [{"k": k} for k in self.ks] + [{"only": unit} for unit in self.only]
+        own = data_sets()[self.data].image_size if self.data in data_sets() else None  # asking for it changes nothing
+        sizes = [None if size == own else size for size in self.image_sizes] or [None]
+        ks, only = (
+            [unit for i, unit in enumerate(units) if i % scale.k_step == 0 or unit in keep or unit == units[-1]]
+            for units in (self.ks, self.only)
+        )
+        places = [{"k": k} for k in ks] + [{"only": unit} for unit in only]
         return [
             make(Trial, "series", image_size=size, method=method, downsample=down, strip=strip, **place, **common)
             for size, method, down, place, strip in product(sizes, self.methods, self.downsamples, places, self.strips)
@@ -154,8 +167,10 @@ class Experiment(Spec):
     def trials(self, scale: Scale) -> list[Planned]:
         """Return the different trials at `scale`, by seed, then K (the baseline first), equal ones merged."""
         merged: dict[str, Planned] = {}
+        thinned = scale.k_step > 1 or (scale.name == "smoke" and any("k_step" in each.smoke for each in self.series))
+        keep = {row.k for row in self.printed_all if row.k is not None} if thinned else set()
         for seed, series in product(scale.seeds, self.series):
-            for trial in series.trials(scale, seed):
+            for trial in series.trials(scale, seed, keep):
                 schemes = {*series.shuffle_last, *(merged[trial.id].evaluations if trial.id in merged else ())}
                 merged[trial.id] = Planned(trial=trial, evaluations=tuple(sorted(schemes)), repeats=scale.repeats)
         return sorted(merged.values(), key=lambda planned: (planned.trial.seed, planned.trial.k))
@@ -186,6 +201,16 @@ class Count(Spec):
         return round(self.millions * 100) in (params // 10_000, (params + 5_000) // 10_000)
 
 
+class DataSet(Spec):
+    """A data set of the paper: what is known of it before it is there. `image_size` is the side in pixels."""
+
+    name: str
+    classes: int
+    image_size: int
+    train_images: int
+    test_images: int
+
+
 class Finding(Spec):
     """A place where the paper contradicts itself, its counts or geometry (`where`), and what follows for a reader."""
 
@@ -197,6 +222,7 @@ class Finding(Spec):
 
 
 class _Book(Spec):
+    data: tuple[DataSet, ...]
     experiment: tuple[Experiment, ...]
     count: tuple[Count, ...]
     finding: tuple[Finding, ...]
@@ -205,6 +231,11 @@ class _Book(Spec):
 @cache
 def _book() -> _Book:
     return parse(_Book, json.dumps(tomllib.loads(_BOOK.read_text(encoding="utf-8"))), _BOOK.name)
+
+
+def data_sets() -> dict[str, DataSet]:
+    """Return the data sets that the paper uses, by name."""
+    return {each.name: each for each in _book().data}
 
 
 def experiments() -> dict[str, Experiment]:

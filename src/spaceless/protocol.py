@@ -64,6 +64,11 @@ def _identity(trial: Trial) -> str:
 
 
 def _differences(trial: Trial, theirs: dict[str, Trial]) -> list[Difference]:
+    sets = {each.data for each in theirs.values()}
+    if len(sets) == 1 and trial.data not in sets:
+        (usual,) = sets
+        swapped = _differences(trial.model_copy(update={"data": usual}), theirs)
+        return [Difference("Data", f"{trial.data} instead of {usual}."), *swapped]
     paper = theirs.get(_identity(trial))
     found = []
     if paper is None:

@@ -23,13 +23,13 @@ CALIBRATION_TOLERANCE = 5.0  # percentage points; on the made data the accuracy 
 
 
 def gather(
-    dirs: Sequence[str | Path], study: str | None = None, *, pictures: bool = True, tolerance: float = TOLERANCE,
-    calibration_tolerance: float = CALIBRATION_TOLERANCE,
+    dirs: Sequence[str | Path], study: str | Sequence[str] | None = None, *, pictures: bool = True,
+    tolerance: float = TOLERANCE, calibration_tolerance: float = CALIBRATION_TOLERANCE,
 ) -> Page:
     """Return what there is to say of the run folders `dirs`; tolerances are in percentage points of accuracy.
 
-    With `study`, only the study of that name is told of; without `pictures`, no figure is drawn. Raises InputError
-    for a folder that does not exist, for one with neither outcomes nor studies, and for an unknown study.
+    With `study`, only the study (or studies) of that name are told of; without `pictures`, no figure is drawn. Raises
+    InputError for a folder that does not exist, for one with neither outcomes nor studies, and for an unknown study.
     """
     outcomes, studies, problems = load(dirs)
     if not (outcomes or studies or problems):
@@ -37,7 +37,11 @@ def gather(
             ", ".join(map(str, dirs)), found="no outcome.json and no *.study.json", expected="a folder of runs",
             cure="name the folder that was given to --out (default: runs)")
     if study is not None:
-        studies = [s for s in studies if s.name == study] or _no_such(study, studies)
+        names = (study,) if isinstance(study, str) else study
+        for name in names:
+            if name not in (s.name for s in studies):
+                raise unknown_name("study", name, [s.name for s in studies], "run it first")
+        studies = [s for s in studies if s.name in names]
         mine = {p.trial.id for s in studies for p in s.planned}
         outcomes = [o for o in outcomes if o.trial.id in mine]
     tell = partial(_section, pictures=pictures, tolerance=tolerance, calibration=calibration_tolerance)
@@ -56,14 +60,14 @@ def gather(
     return Page(title, tuple(sections), tuple(problems), _facts(outcomes))
 
 
-def _no_such(study: str, studies: Sequence[Study]) -> list[Study]:
-    raise unknown_name("study", study, [s.name for s in studies], "run it first")
-
-
-def answers(dirs: Sequence[str | Path], study: str) -> list[str]:
-    """Return what the study of this name says so far, one sentence per line: each answer, then its notes."""
+def answers(dirs: Sequence[str | Path], study: str | Sequence[str]) -> list[str]:
+    """Return what the study (or studies) of this name say so far, a sentence a line: each answer, then its notes."""
     page = gather(dirs, study, pictures=False)
-    return [text for section in page.sections for each in section.answers for text in (each.text, *each.notes)]
+    several = len(page.sections) > 1
+    return [
+        f"{section.name}: {text}" if several else text
+        for section in page.sections for each in section.answers for text in (each.text, *each.notes)
+    ]
 
 
 def disagreements(dirs: Sequence[str | Path], study: str) -> list[str]:
@@ -247,7 +251,8 @@ def csv_text(page: Page) -> str:
 
 def write_report(
     dirs: Sequence[str | Path], html: Path | None = None, csv: Path | None = None, markdown: bool = False, *,
-    study: str | None = None, tolerance: float = TOLERANCE, calibration_tolerance: float = CALIBRATION_TOLERANCE,
+    study: str | Sequence[str] | None = None, tolerance: float = TOLERANCE,
+    calibration_tolerance: float = CALIBRATION_TOLERANCE,
 ) -> Path | str:
     """Write the report of `dirs` and return its path, or its text with `markdown`.
 

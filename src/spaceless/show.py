@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spaceless.console import duration, number, table
-from spaceless.paper import Count, Printed, experiment, experiments, findings
+from spaceless.console import duration, number, screen, table
+from spaceless.paper import Count, Planned, Printed, experiment, experiments, findings
+from spaceless.wording import listed
 
 if TYPE_CHECKING:
-    from spaceless.study import Estimate, Plan, Tally
+    from spaceless.estimate import Estimate
+    from spaceless.study import Plan, Tally
     from spaceless.trial import Evaluation, Outcome
 
 
@@ -65,17 +68,64 @@ def _accuracy(found: Evaluation) -> str:
     return f"top-1 {found.mean:.2f} %{spread} on {found.images:,} images"
 
 
-def plan(made: Plan, estimate: Estimate, as_json: bool) -> None:
-    """Show what a study would run."""
+def plans(
+    whole: Plan, studies: Sequence[Plan], estimate: Callable[[Plan], Estimate], as_json: bool,
+) -> None:
+    """Show what studies would run, each headed by what it asks, its command and what it costs, and the whole's cost."""
+    estimates, together = [estimate(study) for study in studies], estimate(whole)
     if as_json:
-        _json(made.manifest() | {"estimate": dataclasses.asdict(estimate)})
+        made = [s.manifest() | {"estimate": dataclasses.asdict(e)} for s, e in zip(studies, estimates, strict=True)]
+        _json({"studies": made, "estimate": dataclasses.asdict(together)} if len(made) > 1 else made[0])
         return
-    table(f"{made.name}: {made.title}", ("trial:", "seed", "epochs", "further tests:"), [
-        (p.trial.label.rsplit(" seed ", 1)[0], str(p.trial.seed), str(p.trial.recipe.epochs),
-         ", ".join(f"last {last} shuffled" if last else "clean" for last in p.evaluations))
-        for p in made.planned
-    ])
-    print(f"{estimate.trials} trials, {estimate.to_run} still to run: {_operations(estimate.macs)} of training")
+    for study, each in zip(studies, estimates, strict=True):
+        print(f"{study.name}: {study.title}\n{study.asks}\n$ {study.command}".replace("\n\n", "\n"))
+        grouped: dict[tuple[str, ...], list[Planned]] = {}
+        for planned in study.planned:
+            grouped.setdefault(_kind(planned), []).append(planned)
+        table("", ("model:", "data:", "method:", "K:", "else:", "further tests:", "epochs", "seeds", "trials"), [
+            (*kind[:3], _ks(group), *kind[3:], str(group[0].trial.recipe.epochs),
+             listed({each.trial.seed for each in group}), str(len(group)))
+            for kind, group in grouped.items()
+        ])
+        print(_cost(each), end="\n\n" if len(studies) > 1 else "\n")
+    if len(studies) > 1:
+        print(f"together, with each trial once: {_cost(together)}")
+
+
+def _kind(planned: Planned) -> tuple[str, ...]:
+    """Return what the trials of one line of a plan share: model, data, method, what else, further tests."""
+    trial = planned.trial
+    others = (
+        trial.downsample if trial.downsample != "avg" else "", f"strip {trial.strip}" if trial.strip else "",
+        f"{trial.image_size} pixels" if trial.image_size else "",
+        "no augmentation" if trial.recipe.augment == "none" else "", "alone" if trial.only is not None else "",
+    )
+    shuffled = listed([last for last in planned.evaluations if last])
+    tests = ("clean" if 0 in planned.evaluations else "", f"last {shuffled} shuffled" if shuffled else "")
+    return (trial.model, trial.data, trial.method, ", ".join(filter(None, others)), ", ".join(filter(None, tests)))
+
+
+def _ks(group: Sequence[Planned]) -> str:
+    single = {each.trial.only for each in group if each.trial.only is not None}
+    return f"unit {listed(single)}" if single else listed({each.trial.k for each in group})
+
+
+def _cost(found: Estimate) -> str:
+    text = f"{found.trials} trials, {found.to_run} still to run: {_operations(found.macs)} of training"
+    if found.seconds is not None and found.to_run:
+        text += f", about {duration(found.seconds)} on this machine, one trial after another"
+        speeds = [f"{kind} {speed:,.0f} images/s" for kind, speed in found.probes.items()]
+        text += f"\nmeasured: {'; '.join(speeds)}"
+    if found.absent:
+        text += f"\nnot here, sizes as published: {', '.join(found.absent)}"
+    return text
+
+
+def stand_ins(studies: Sequence[Plan]) -> None:
+    """Say on standard error which studies are run on made data because their own are not here."""
+    names = [study.name for study in studies if any(each.trial.data == "texture" for each in study.planned)]
+    if names and len(studies) > 1:
+        screen().print(f"data not found, the made set texture stands in: {', '.join(names)}", markup=False)
 
 
 def _operations(macs: int) -> str:
@@ -84,11 +134,11 @@ def _operations(macs: int) -> str:
     return f"{macs / 1000**power:,.1f} {'MGTP'[power - 2]}MAC"
 
 
-def study(made: Plan, out: Path, page: Path, tally: Tally, as_json: bool) -> None:
+def study(made: Plan, names: Sequence[str], out: Path, page: Path, tally: Tally, as_json: bool) -> None:
     """Show what came of a study: the answers, and the path of its report as the last line."""
     from spaceless.report import answers
 
-    told = answers([out], made.name)
+    told = answers([out], names)
     if as_json:
         outcomes = [found.model_dump(mode="json") for found in (*tally.known, *tally.ran)]
         _json(made.manifest() | {"report": str(page), "answers": told, "outcomes": outcomes})

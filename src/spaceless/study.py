@@ -8,24 +8,27 @@ import queue
 import re
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from spaceless.cost import cost
-from spaceless.data import Dataset
+from spaceless.data.controls import TEST_IMAGES, TRAIN_IMAGES, is_control
+from spaceless.data.find import find
 from spaceless.distributed import from_first, share
-from spaceless.errors import InputError, Interrupted, SpacelessError, unknown_name
-from spaceless.paper import PRESETS, Planned, Scale, experiment, load_study
-from spaceless.run import Place, build, choose_device, evaluate_run, load_data, run_trial
+from spaceless.errors import DataError, InputError, Interrupted, SpacelessError, unknown_name
+from spaceless.estimate import check
+from spaceless.paper import PRESETS, Planned, Scale, experiment, experiments, load_study
+from spaceless.run import Place, evaluate_run, run_trial
 from spaceless.signals import caught_signals
 from spaceless.training import Progress
 from spaceless.trial import Outcome, Trial, make
 
 Stop = Callable[[], int | None]
+STAND_IN = "texture"  # made by code, so always here
 _PATIENCE = 0.2  # seconds between a worker's looks at its parent and the parent's looks at its workers
 
 
@@ -71,15 +74,6 @@ class Tally:
     failed: list[tuple[Trial, SpacelessError]] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """What a plan costs: trials in all and still to run, and multiply-adds of the training that is still to run."""
-
-    trials: int
-    to_run: int
-    macs: int
-
-
 def plan_study(name: str, preset: str | None = None, asked: Mapping[str, Any] | None = None) -> Plan:
     """Return the plan of a published experiment or of the user's study in the file `name`.toml.
 
@@ -97,64 +91,76 @@ def plan_study(name: str, preset: str | None = None, asked: Mapping[str, Any] | 
     if preset is not None and preset not in PRESETS:
         raise unknown_name("preset", preset, PRESETS)
     base = PRESETS[preset] if preset else found.scale or PRESETS["paper"]
-    scale = make(Scale, "study", **base.model_dump() | dict(asked or {}))
+    asked = dict(asked or {})
+    scale = make(Scale, "study", **base.model_dump() | asked)
+    series = tuple(
+        each.model_copy(update={"smoke": {key: value for key, value in each.smoke.items() if key not in asked}})
+        for each in found.series
+    )
+    planned = found.model_copy(update={"series": series}).trials(scale)
+    if not own:
+        planned = [_fitting(each, asked) for each in planned]
     options = [f"--preset {preset}"] if preset else []
-    options += [f"--{key.replace('_', '-')} {value}" for key, value in (asked or {}).items()]
-    # Another scale is another study: its trials differ, and so does its page.
-    parts = [found.name, "" if own and not preset else scale.name]
-    parts += [re.sub(r"[^0-9A-Za-z.-]", "-", f"{key}-{value}") for key, value in (asked or {}).items()]
+    options += [f"--{key.replace('_', '-')} {value}" for key, value in asked.items()]
     return Plan(
-        "-".join(part for part in parts if part), found.title, found.asks,
-        " ".join(["spaceless study", name, *options]), tuple(found.trials(scale)), preset=scale.name,
+        _name(found.name, None if own and not preset else scale.name, asked), found.title, found.asks,
+        " ".join(["spaceless study", name, *options]), tuple(planned), preset=scale.name,
         experiment=None if own else found.name,
     )
 
 
-def check(plan: Plan, place: Place) -> Estimate:
-    """Build every network of `plan` without computing anything, and return what the plan costs.
+def _fitting(planned: Planned, asked: Collection[str]) -> Planned:
+    """Return the plan of a trial whose preset wants more images than its made data has, with all of them instead."""
+    trial = planned.trial
+    if not is_control(trial.data):
+        return planned
+    counts = {"train_images": TRAIN_IMAGES, "test_images": TEST_IMAGES}
+    most = {name: None for name, count in counts.items()
+            if name not in asked and (getattr(trial, name) or 0) >= count}
+    return planned.model_copy(update={"trial": trial.model_copy(update=most)})
 
-    Raises:
-        InputError: The first trial that cannot be run; nothing was written.
 
+def _name(name: str, preset: str | None, asked: Mapping[str, Any]) -> str:
+    """Return the name of a study at a scale: another scale is another study, its trials differ and so does its page."""
+    parts = [re.sub(r"[^0-9A-Za-z.-]", "-", f"{key}-{value}") for key, value in asked.items()]
+    return "-".join(part for part in (name, preset, *parts) if part)
+
+
+def plan_all(
+    preset: str | None = None, asked: Mapping[str, Any] | None = None, data_root: Path | None = None,
+) -> tuple[Plan, list[Plan]]:
+    """Return one plan of everything that the paper does, each trial once, and the plans of its experiments.
+
+    In the preset `smoke` the made data `texture` stand in for a data set that is not here; otherwise as `plan_study`.
     """
-    choose_device(place.device)
-    costs: dict[str, int] = {}
-    to_run = macs = 0
-    for planned in plan.planned:
-        trial = planned.trial
-        data = load_data(trial, place.data_root)
-        # Seeds and test schemes do not change what a network is built of: one look per kind is enough.
-        kind = trial.model_copy(update={"seed": 0, "repeats": 1}).id
-        if kind not in costs:
-            costs[kind] = _macs(trial, data)
-        known = place.store.outcome(trial)
-        if planned.evaluations and not place.keep_weights:
-            raise InputError(
-                "--no-weights", found=f"further test schemes for {trial.label}", expected="trained weights to test",
-                cure="leave --no-weights out",
-            )
-        if known is not None and known.data is not None and known.data.digest != data.digest:
-            raise InputError(
-                f"data {trial.data}", found="other images than the finished trials had", expected="the same",
-                cure="choose another --out for the new images",
-            )
-        if known is None:
-            to_run += 1
-            macs += 3 * costs[kind] * len(data.train_images) * trial.recipe.epochs  # forward, and twice that backward
-    return Estimate(len(plan.planned), to_run, macs)
+    asked = dict(asked or {})
+    plans = []
+    for each in experiments().values():
+        missing = preset == "smoke" and not all(_is_here(series.data, data_root) for series in each.series)
+        stand_in = {"data": STAND_IN} if missing and "data" not in asked else {}
+        plans.append(plan_study(each.name, preset, stand_in | asked))
+    merged: dict[str, Planned] = {}
+    for planned in (p for plan in plans for p in plan.planned):
+        known = merged.setdefault(planned.trial.id, planned)
+        schemes = sorted({*known.evaluations, *planned.evaluations})
+        merged[planned.trial.id] = known.model_copy(update={"evaluations": tuple(schemes)})
+    options = "".join(f" --{key.replace('_', '-')} {value}" for key, value in asked.items())
+    command = f"spaceless study all{f' --preset {preset}' if preset else ''}{options}"
+    name = _name("all", plans[0].preset, asked)
+    return Plan(name, "Everything in the paper", "", command, tuple(merged.values()), preset=plans[0].preset), plans
 
 
-def _macs(trial: Trial, data: Dataset) -> int:
+def _is_here(data: str, data_root: Path | None) -> bool:
     try:
-        with torch.device("meta"):
-            model, _ = build(trial, data.classes, data.image_size)
-    except NotImplementedError:  # a constructor that looks at its own weights needs real ones
-        model, _ = build(trial, data.classes, data.image_size)
-    return cost(model, data.image_size).macs
+        find(data, data_root)
+    except DataError:
+        return False
+    return True
 
 
 def run_study(
-    plan: Plan, place: Place, *, jobs: int = 1, watch: Callable[[Event], None] | None = None, manifest: bool = True,
+    plan: Plan, place: Place, *, jobs: int = 1, watch: Callable[[Event], None] | None = None,
+    studies: Sequence[Plan] | None = None,
 ) -> Tally:
     """Run the trials of `plan` that are not finished, and evaluate them under their further test schemes.
 
@@ -163,7 +169,8 @@ def run_study(
         place: Where.
         jobs: Processes; each gets its share of the processor's threads.
         watch: Told about every event.
-        manifest: Write `NAME.study.json`, by which a report knows the study.
+        studies: What the plan is made of: a `NAME.study.json` is written for each, by which a report knows it. None is
+            the plan itself.
 
     Raises:
         InputError: The plan cannot be run; nothing was written.
@@ -176,9 +183,9 @@ def run_study(
     if jobs > 1 and mine.count > 1:
         raise InputError("jobs", found=f"{jobs} under torchrun", expected="1", cure="leave --jobs or torchrun out")
     place.store.check()
-    check(plan, place)
-    if manifest and mine.rank == 0:
-        place.store.write_study(plan.manifest())
+    check(plan.planned, place)
+    for study in ((plan,) if studies is None else studies) if mine.rank == 0 else ():
+        place.store.write_study(study.manifest())
     tally = Tally()
     tell = watch or (lambda _: None)
     todo = []

@@ -1,0 +1,158 @@
+"""What a study would cost, and whether it can be run at all: every network built, none trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+
+from spaceless.cost import cost
+from spaceless.data import Dataset
+from spaceless.errors import DataError, InputError
+from spaceless.paper import Planned, data_sets
+from spaceless.run import Place, build, choose_device, choose_precision, load_data
+from spaceless.training import train
+from spaceless.trial import RANDOM_METHODS, Trial
+
+_PROBE_SECONDS = 3.0  # the longest step that is measured whole; a longer one is measured on fewer images
+_FEW = 8  # images
+_STEPS = 3  # the first allocates
+
+
+@dataclass
+class Estimate:
+    """What a plan costs: trials in all and still to run, and the multiply-adds of training these.
+
+    Args:
+        trials: Their number.
+        to_run: How many of them are not finished.
+        macs: Multiply-adds of the training that is still to run.
+        seconds: The time for it and for its tests on this machine, one trial after another; None without a probe.
+        probes: Images per second of a training step by kind of network, as measured.
+        absent: Data sets that are not here, whose sizes are those that the paper's have.
+
+    """
+
+    trials: int
+    to_run: int = 0
+    macs: int = 0
+    seconds: float | None = None
+    probes: dict[str, float] = field(default_factory=dict)
+    absent: tuple[str, ...] = ()
+
+
+class _Size(NamedTuple):
+    classes: int
+    image_size: int
+    train_images: int
+    test_images: int
+    digest: str | None
+
+
+def check(planned: Sequence[Planned], place: Place) -> Estimate:
+    """Build every network of a plan without computing anything, and return what the plan costs.
+
+    Raises:
+        InputError: The first trial that cannot be run; nothing was written.
+
+    """
+    return _look(planned, place, foresee=False)
+
+
+def estimate(planned: Sequence[Planned], place: Place) -> Estimate:
+    """Do what `check` does, time a few training steps of each network, and put up with the paper's absent data sets.
+
+    The time is that of the unchanged network's steps in proportion to the multiply-adds, decoding not included.
+    """
+    return _look(planned, place, foresee=True)
+
+
+def _look(planned: Sequence[Planned], place: Place, *, foresee: bool) -> Estimate:
+    device = choose_device(place.device)
+    costs: dict[str, int] = {}
+    absent: set[str] = set()
+    found = Estimate(len(planned), seconds=0.0 if foresee else None)
+    for each in planned:
+        trial = each.trial
+        try:
+            data = load_data(trial, place.data_root)
+            size = _Size(data.classes, data.image_size, data.train_count, data.test_count, data.digest)
+        except DataError:
+            if not foresee or trial.data not in data_sets():
+                raise
+            absent.add(trial.data)
+            size = _published(trial)
+        # Seeds and test schemes do not change what a network is built of: one look per kind is enough.
+        kind = trial.model_copy(update={"seed": 0, "repeats": 1}).id
+        if kind not in costs:
+            costs[kind] = _macs(trial, size)
+        if each.evaluations and not place.keep_weights:
+            raise InputError(
+                "--no-weights", found=f"further test schemes for {trial.label}", expected="trained weights to test",
+                cure="leave --no-weights out",
+            )
+        known = place.store.outcome(trial)
+        if known is not None and known.data is not None and size.digest not in (None, known.data.digest):
+            raise InputError(
+                f"data {trial.data}", found="other images than the finished trials had", expected="the same",
+                cure="choose another --out for the new images",
+            )
+        if known is not None:
+            continue
+        steps = size.train_images * trial.recipe.epochs  # in images
+        found.to_run += 1
+        found.macs += 3 * costs[kind] * steps  # forward, and twice that backward
+        if found.seconds is not None:
+            recipe = trial.recipe.model_copy(update={"epochs": _STEPS, "augment": "none"})
+            plain = Trial(model=trial.model, data="noise", width=trial.width, recipe=recipe)
+            speed = _images_per_second(plain, size.classes, size.image_size, device)
+            found.probes[f"{trial.model} x {trial.width:g} at {size.image_size} pixels"] = speed
+            if plain.id not in costs:
+                costs[plain.id] = _macs(plain, size)
+            passes = trial.repeats if trial.method in RANDOM_METHODS else 1
+            passes += sum(each.repeats if last else 1 for last in each.evaluations)
+            share = costs[kind] / costs[plain.id]
+            found.seconds += share * (steps + size.test_images * passes / 3) / speed
+    found.absent = tuple(sorted(absent))
+    return found
+
+
+def _published(trial: Trial) -> _Size:
+    """Return what the paper's own data set would give `trial`."""
+    theirs = data_sets()[trial.data]
+    return _Size(
+        theirs.classes, trial.image_size or theirs.image_size, trial.train_images or theirs.train_images,
+        trial.test_images or theirs.test_images, None,
+    )
+
+
+def _macs(trial: Trial, size: _Size) -> int:
+    try:
+        with torch.device("meta"):
+            model, _ = build(trial, size.classes, size.image_size)
+    except NotImplementedError:  # a constructor that looks at its own weights needs real ones
+        model, _ = build(trial, size.classes, size.image_size)
+    return cost(model, size.image_size).macs
+
+
+@lru_cache(maxsize=64)
+def _images_per_second(trial: Trial, classes: int, image_size: int, device: torch.device) -> float:
+    """Measure the training of the network of `trial` on noise: the fastest of a few steps of its batch size."""
+    model, _ = build(trial, classes, image_size)
+    model.to(device)
+    precision = choose_precision(trial.recipe.precision, device)
+
+    def measured(images: int) -> float:
+        pixels = torch.randint(0, 256, (images, 3, image_size, image_size), dtype=torch.uint8)
+        labels = torch.arange(images) % classes
+        noise = Dataset("noise", "noise", "", pixels, labels, pixels[:1], labels[:1], tuple(map(str, range(classes))))
+        recipe = trial.recipe.model_copy(update={"batch_size": images})
+        return max(epoch.images_per_second for epoch in train(model, noise, recipe, 0, precision=precision).history)
+
+    few = min(_FEW, trial.recipe.batch_size)
+    speed = measured(few)
+    whole = trial.recipe.batch_size
+    return measured(whole) if few < whole and whole / speed < _PROBE_SECONDS else speed
