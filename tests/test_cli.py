@@ -15,7 +15,7 @@ import torch
 from commands import STUDY, Commands, is_an_error, train, tree
 from spaceless import cli
 from spaceless.errors import InputError, Interrupted, SpacelessError
-from spaceless.paper import Planned, experiments
+from spaceless.paper import Experiment, Planned, experiments
 from spaceless.study import Plan
 from spaceless.trial import RECIPES, Trial
 
@@ -217,27 +217,47 @@ def test_a_study_from_end_to_end(spaceless, tmp_path):
         p: stamp for p, stamp in stamps.items() if p.name != "mine.study.json"}
 
 
-def test_everything_at_once_ends_with_one_page_of_all_sections(spaceless, monkeypatch, tmp_path):
+def test_a_dry_run_of_everything_heads_each_study_by_question_command_and_cost(spaceless, monkeypatch, tmp_path):
     two = {name: experiments()[name] for name in ("table2-left", "fig10-channel-shuffle")}
     monkeypatch.setattr("spaceless.study.experiments", lambda: two)
-    small = ("--width", 0.03125, "--train-images", 64, "--test-images", 20, "--epochs", 1, "--repeats", 2,
-             "--k-step", 13)
-    status, out, _ = spaceless("study", "all", "--preset", "smoke", *small, "--dry-run")
-    assert status == 0
-    assert "Does a network bear a random order of its channels" in out
-    assert "together, with each trial once: 4 trials, 4 still to run" in out
-    assert tree(tmp_path) == set()
-    status, out, err = spaceless("study", "all", "--preset", "smoke", *small)
+    monkeypatch.setattr("spaceless.estimate._images_per_second", lambda *_: 100.0)
+    status, out, err = spaceless("study", "all", "--preset", "paper", "--dry-run", "--k-step", 13)
     assert status == 0, err
-    assert "made set texture stands in: table2-left-smoke" in err
+    assert "Does a network bear a random order of its channels" in out
+    assert "$ spaceless study fig10-channel-shuffle --preset paper --k-step 13" in out
+    assert "not here, sizes as published: cifar100" in out
+    assert "vgg16 x 1 at 32 pixels 100 images/s" in out
+    # K = 0 and 3 of the table, 0, 1 (printed) and 13 of the figure: 200 epochs of 50,000 images at 100/s are 28 h each
+    assert "together, with each trial once: 4 trials, 4 still to run" in out
+    assert "about 5 days on this machine" in out
+    made = document(spaceless("study", "table2-left", "--dry-run", "--json")[1])
+    assert made["estimate"]["seconds"] == pytest.approx((2 * 1e7 + (202 + 401) * 1e4 / 3) / 100)
+    assert tree(tmp_path) == set()
+
+
+def test_everything_at_once_ends_with_one_page_of_all_sections(spaceless, monkeypatch, tmp_path):
+    def tiny(name: str, method: str) -> Experiment:
+        series = {"model": "chain:4-M-8", "data": "cifar100", "methods": [method], "ks": "0-2"}
+        return Experiment.model_validate({"name": name, "title": f"With {method}", "series": [series]})
+
+    two = {"first": tiny("first", "shuffle"), "second": tiny("second", "conv1x1")}
+    for room in ("paper", "study", "report"):
+        monkeypatch.setattr(f"spaceless.{room}.experiments", lambda: two)
+    words = ("study", "all", "--preset", "smoke", "--train-images", 64, "--test-images", 20, "--epochs", 1,
+             "--width", 1.0, "--k-step", 2, "--repeats", 2)
+    status, out, err = spaceless(*words)
+    assert status == 0, err
+    assert "made set texture stands in: first-smoke" in err
     page = Path(out.splitlines()[-1])
     assert page.name.startswith("all-smoke")
     text = page.read_text()
-    assert "Channel shuffle, VGG-16" in text and "Shuffling in training and in the test" in text
-    assert "texture instead of cifar100" in text
+    assert "With shuffle" in text and "With conv1x1" in text
+    assert text.count("texture instead of cifar100") >= 2
     assert len(list((tmp_path / "runs").glob("*.study.json"))) == 2
-    # K = 0, 3 of the table, and 0, 1 (printed), 13 of the figure; the baseline is one
-    assert len(list((tmp_path / "runs").glob("*/outcome.json"))) == 4
+    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").glob("*/outcome.json")}
+    assert len(stamps) == 3  # the baseline is one, K = 1 is left out, K = 2 is another trial for each method
+    assert spaceless(*words)[0] == 0
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").glob("*/outcome.json")} == stamps
 
 
 def test_a_failed_trial_fails_the_study_after_its_report(spaceless, tmp_path):

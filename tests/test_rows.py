@@ -9,6 +9,7 @@ from spaceless.errors import InputError
 from spaceless.findings import free_ks, panels, standard_error, verdicts
 from spaceless.paper import experiment
 from spaceless.rows import Planned, frame, load, rows
+from spaceless.tables import panel_table
 from spaceless.trial import RECIPES, Evaluation, Trial
 
 
@@ -167,6 +168,16 @@ def test_panels_split_what_cannot_share_a_picture():
         ("vgg16 on cifar100, width 1", "k", 3), ("vgg16 on cifar100, width 1", "kept", 3),
         ("vgg16 on cifar100, width 1", "only", 2),
     ]
+
+
+def test_a_study_that_names_its_axis_is_drawn_on_it():
+    made = [outcome("conv1x1", k, image_size=size) for k in (0, 1) for size in (None, 64)]
+    (suggested,) = panels(rows(made))
+    assert (suggested.x, suggested.ticks) == ("receptive_field", ())
+    assert [(p.x, len(p.rows)) for p in panels(rows(made), "k")] == [("k", 2), ("k", 2)]
+    (named,) = panels(rows(made), "receptive_field", (212, 164))
+    assert [line[-1] for line in panel_table(named).lines] == ["212", "164", "212", "164"]
+    assert panel_table(named).columns[-1].name == "paper's axis"
 
 
 def _verdict(tmp_path, curves, learnable, chance_from, tolerance=5.0):

@@ -6,11 +6,9 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal
 
+from spaceless.paper import Axis
 from spaceless.rows import Row, Truth
-
-X = Literal["k", "only", "kept", "receptive_field", "shuffled"]
 
 METHOD_NAMES = {
     "baseline": "baseline", "shuffle": "Shuffle Conv", "gap_fc": "GAP+FC", "conv1x1": "1x1 Conv",
@@ -24,11 +22,15 @@ ARROW = " \N{RIGHTWARDS ARROW} "
 
 @dataclass(frozen=True)
 class Panel:
-    """Rows that share a network, data and protocol and can be drawn against one `x`; the baseline is among them."""
+    """Rows that share a network, data and protocol and can be drawn against one `x`; the baseline is among them.
+
+    `ticks` are the labels that the paper's own axis has for K = 0, 1, ..., if they are not the K.
+    """
 
     title: str
-    x: X
+    x: Axis
     rows: tuple[Row, ...]
+    ticks: tuple[int, ...] = ()
 
     @property
     def baseline(self) -> Row | None:
@@ -69,8 +71,11 @@ def scheme_name(row: Row) -> str:
     return f"{trained}{ARROW}{trained if trained in ('clean', 'shuffled') else 'as trained'}"
 
 
-def panels(rows: Sequence[Row]) -> list[Panel]:
-    """Return the panels that show `rows`, split by what cannot share one picture; each row is in at least one."""
+def panels(rows: Sequence[Row], x: Axis | None = None, ticks: tuple[int, ...] = ()) -> list[Panel]:
+    """Return the panels that show `rows`, split by what cannot share one picture; each row is in at least one.
+
+    Without `x` the axis is the one that the trials of each picture suggest.
+    """
     def place(row: Row) -> tuple[object, ...]:
         t = row.trial
         return (t.model, t.data, t.width, t.train_images or 0, t.test_images or 0, t.recipe.model_dump_json())
@@ -82,12 +87,14 @@ def panels(rows: Sequence[Row]) -> list[Panel]:
     for title, group in zip(titles, groups, strict=True):
         group.sort(key=rows.index)
         sizes = sorted({r.trial.image_size or 0 for r in group})
-        if len(sizes) > 1 and all(r.trial.only is None and not r.trial.strip for r in group):
-            found.append(Panel(title, "receptive_field", tuple(group)))
+        suggested = len(sizes) > 1 and all(r.trial.only is None and not r.trial.strip for r in group)
+        if x == "receptive_field" or (x is None and suggested):
+            found.append(Panel(title, "receptive_field", tuple(group), ticks))
             continue
         for size in sizes:
             name = f"{title}, {size} pixels" if len(sizes) > 1 and size else title
-            found += _split(name, [r for r in group if (r.trial.image_size or 0) == size])
+            part = [r for r in group if (r.trial.image_size or 0) == size]
+            found += _split(name, part) if x is None else [Panel(name, x, tuple(part), ticks)]
     return sorted(found, key=lambda p: rows.index(p.rows[0]))
 
 

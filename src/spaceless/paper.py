@@ -145,6 +145,9 @@ class Planned(Spec):
     repeats: int = 1  # not trial.repeats: a baseline runs once as it is, but many times under shuffling
 
 
+Axis = Literal["k", "only", "kept", "receptive_field", "shuffled"]
+
+
 class Experiment(Spec):
     """A table or figure of the paper, or a user's study: a question, the trials that answer it, what is published.
 
@@ -157,7 +160,7 @@ class Experiment(Spec):
     section: str = ""
     title: str = ""
     asks: str = ""
-    x: Literal["k", "only", "kept", "receptive_field", "shuffled"] = "k"
+    x: Axis | None = None  # None: what the trials suggest
     x_ticks: tuple[int, ...] = ()
     also: tuple[str, ...] = ()  # experiments whose printed rows may be about the same trials
     series: Annotated[tuple[Series, ...], Field(min_length=1)]

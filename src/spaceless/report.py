@@ -97,7 +97,7 @@ def _section(
     calibration: float,
 ) -> Section:
     found = rows(outcomes, study.planned, experiment)
-    shown = panels(found)
+    shown = panels(found, study.x, study.x_ticks)
     if study.kind == "calibration" and study.truth:
         order = [t.data for t in study.truth]
         shown.sort(key=lambda p: order.index(p.rows[0].trial.data) if p.rows[0].trial.data in order else len(order))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from spaceless.errors import InputError
-from spaceless.paper import Experiment, Printed, experiments
+from spaceless.paper import Axis, Experiment, Printed, experiments
 from spaceless.trial import Evaluation, Outcome, Spec, Trial, parse
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ class Study(Spec, extra="ignore"):
     asks: str | None = None
     command: str | None = None
     kind: Literal["study", "calibration"] = "study"
+    x: Axis | None = None
+    x_ticks: tuple[int, ...] = ()
     planned: tuple[Planned, ...] = ()
     truth: tuple[Truth, ...] = ()
 

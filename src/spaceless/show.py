@@ -171,7 +171,8 @@ def one_experiment(name: str, as_json: bool) -> None:
     print(f"{found.name} ({found.source}, section {found.section}): {found.title}\n{found.asks}")
     table("", ("model:", "data:", "method:", "K", "test:", "top-1 %", "parameters, M", "source:"), [
         (p.model, p.data, p.method, _place(p), _scheme(p),
-         number(p.top1) + ("" if p.std is None else f" ± {p.std:.2f}"), number(p.params_m), p.source)
+         number(p.top1) + ("" if p.std is None else f" ± {p.std:.2f}") + ("" if p.gain is None else f" (+{p.gain})"),
+         number(p.params_m), p.source)
         for p in found.printed_all
     ])
     print(f"run it: spaceless study {found.name} --preset smoke")

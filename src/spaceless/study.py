@@ -45,6 +45,8 @@ class Plan:
     experiment: str | None = None
     kind: Literal["study", "calibration"] = "study"
     truth: tuple[dict[str, Any], ...] = ()
+    x: str | None = None
+    x_ticks: tuple[int, ...] = ()
 
     def manifest(self) -> dict[str, Any]:
         """Return what the report needs to know of this study, for JSON."""
@@ -105,7 +107,7 @@ def plan_study(name: str, preset: str | None = None, asked: Mapping[str, Any] | 
     return Plan(
         _name(found.name, None if own and not preset else scale.name, asked), found.title, found.asks,
         " ".join(["spaceless study", name, *options]), tuple(planned), preset=scale.name,
-        experiment=None if own else found.name,
+        experiment=None if own else found.name, x=found.x, x_ticks=found.x_ticks,
     )
 
 

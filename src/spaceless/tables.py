@@ -61,6 +61,7 @@ def panel_table(panel: Panel) -> Table:
         (Column("paper", "M"), lambda r: number(r.paper_params), sized and not alike),
         (Column("multiply-adds", mac_unit), lambda r: number(None if r.macs is None else r.macs / macs), not alike),
         (Column("receptive field", "pixels"), lambda r: number(r.receptive_field, 0), field),
+        (Column("paper's axis", "pixels"), lambda r: _tick(panel, r), bool(panel.ticks)),
         (Column("not counted", numeric=False), _remark, any(_remark(r) for r in rows)),
     ]
     shown = [(column, cell) for column, cell, used in columns if used]
@@ -83,6 +84,10 @@ def _place(panel: Panel, row: Row) -> str:
     if panel.x == "shuffled":
         return str(trial.k or row.shuffle_last or 0)
     return str(trial.k - trial.strip) if panel.x == "kept" else str(trial.k)
+
+
+def _tick(panel: Panel, row: Row) -> str:
+    return str(panel.ticks[row.trial.k]) if row.trial.k < len(panel.ticks) else DASH
 
 
 def _paper_std(row: Row) -> float | None:
