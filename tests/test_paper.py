@@ -8,7 +8,7 @@ import pytest
 
 from spaceless import paper
 from spaceless.errors import InputError
-from spaceless.paper import PRESETS, Count, Experiment, Planned, Scale, load_study, printed_for
+from spaceless.paper import PRESETS, Count, Experiment, Planned, Printed, Scale, load_study
 from spaceless.trial import RECIPES, Evaluation, ShuffleOptions, Trial
 
 NAMES = [
@@ -54,6 +54,11 @@ SIZES = {
 
 def plan(name: str, preset: str = "paper") -> list[Planned]:
     return paper.experiment(name).trials(PRESETS[preset])
+
+
+def printed_for(trial: Trial, shuffle_last: int | None, experiment: Experiment) -> list[Printed]:
+    """Return the published rows about `trial` under that test scheme."""
+    return [row for row in experiment.printed_all if row.matches(trial, shuffle_last)]
 
 
 def find(name: str, **fields: object) -> Planned:
@@ -442,6 +447,7 @@ def test_a_study_file_is_an_experiment(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("before", "after", "message"), [
     ('ks = "0, 3-4"', 'ks = "0, x"', r"series\.0\.ks.*numbers such as"),
+    ('ks = "0, 3-4"', 'ks = "0, 4-3"', r"series\.0\.ks.*numbers such as"),
     ('ks = "0, 3-4"', "kz = [1]", r"series\.0\.kz.*Extra inputs"),
     ('methods = ["shuffle"]', 'methods = ["shufle"]', r"series\.0\.methods\.0.*'shuffle'"),
     ('methods = ["shuffle"]', "methods = []", r"series\.0\.methods"),

@@ -25,7 +25,6 @@ def store(tmp_path) -> Store:
 def test_looking_creates_nothing(tmp_path):
     store = Store(tmp_path / "runs")
     assert store.outcome(TRIAL) is None
-    assert list(store.outcomes()) == []
     assert not (tmp_path / "runs").exists()
 
 
@@ -42,14 +41,6 @@ def test_a_finished_trial_is_read_back_as_it_was(store):
     store.finish(OUTCOME)
     assert store.outcome(TRIAL) == OUTCOME
     assert store.outcome(OTHER) is None
-    assert list(store.outcomes()) == [OUTCOME]
-
-
-def test_outcomes_come_in_the_order_of_their_identities(store):
-    store.begin(OTHER)
-    for outcome in (OUTCOME, Outcome(trial=OTHER, status="diverged")):
-        store.finish(outcome)
-    assert [o.trial.id for o in store.outcomes()] == sorted([TRIAL.id, OTHER.id])
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe\x00", b'{"trial": {}}', b"[" * 100_000,
@@ -57,7 +48,7 @@ def test_outcomes_come_in_the_order_of_their_identities(store):
 def test_a_broken_outcome_is_named_and_is_no_outcome(store, content):
     path = store.folder(TRIAL) / "outcome.json"
     path.write_bytes(content)
-    for read in (lambda: store.outcome(TRIAL), lambda: read_outcome(path), lambda: list(store.outcomes())):
+    for read in (lambda: store.outcome(TRIAL), lambda: read_outcome(path)):
         with pytest.raises(InputError, match=r"outcome\.json"):
             read()
 

@@ -24,7 +24,7 @@ def _numbers(given: Any) -> Any:
     if not isinstance(given, str):
         return (given,) if isinstance(given, int) else given
     ranges = [re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part) for part in given.split(",")]
-    if not all(ranges):
+    if not all(r and int(r[1]) <= int(r[2] or r[1]) for r in ranges):
         raise ValueError('numbers such as "0-13", "0, 2, 5-7" or [0, 2, 5]')
     return [n for r in ranges if r for n in range(int(r[1]), int(r[2] or r[1]) + 1)]
 
@@ -261,11 +261,6 @@ def counts() -> tuple[Count, ...]:
 def findings() -> tuple[Finding, ...]:
     """Return every discrepancy found in the paper."""
     return _book().finding
-
-
-def printed_for(trial: Trial, shuffle_last: int | None, experiment: Experiment) -> list[Printed]:
-    """Return the published rows about `trial` under that test scheme (see `Printed` on rows without `k`)."""
-    return [row for row in experiment.printed_all if row.matches(trial, shuffle_last)]
 
 
 def load_study(path: str | Path) -> Experiment:

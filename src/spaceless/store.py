@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -98,11 +97,6 @@ class Store:
         path = self.root / f"{manifest['name']}.study.json"
         atomic_write(path, _json(manifest))
         return path
-
-    def outcomes(self) -> Iterator[Outcome]:
-        """Yield every stored outcome, in the order of the identities."""
-        for path in sorted(self.root.glob(f"*/{OUTCOME}")):
-            yield read_outcome(path)
 
 
 def read_outcome(path: Path) -> Outcome:
