@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -156,10 +157,25 @@ def experiments_list(as_json: bool) -> None:
             "findings": [finding.model_dump(mode="json") for finding in findings()],
         })
         return
-    table("Experiments", ("name:", "source:", "asks:"), [
-        (found.name, found.source, found.asks) for found in experiments().values()])
+    table("Experiments, and what the paper prints: top-1 in percent (parameters in millions)",
+          ("name:", "source:", "asks:", "printed:"),
+          [(found.name, found.source, found.asks, _printed(found.printed_all)) for found in experiments().values()])
     table("Discrepancies found in the paper", ("where:", "the paper says:", "we find:"), [
         (finding.where, finding.paper_says, finding.we_find) for finding in findings()])
+
+
+def _printed(rows: Sequence[Printed]) -> str:
+    """Return the printed numbers in a few lines, one per network, each number with what it is about."""
+    lines: dict[str, list[str]] = {}
+    for row in dict.fromkeys(rows):
+        value = number(row.top1) if row.top1 is not None else ""
+        value += "" if row.std is None else f" ± {row.std:.2f}"
+        value += "" if row.params_m is None else f" ({row.params_m:.2f})"
+        place = "" if row.method == "baseline" else f"unit {row.only}" if row.only else f"K {_place(row)}"
+        place = re.sub(r"^K (?=\d)", "K=", place).replace("K best", "best K")
+        about = (row.method, place, row.downsample if row.downsample != "avg" else "", _scheme(row), value)
+        lines.setdefault(row.model, []).append(" ".join(filter(None, about)))
+    return "\n".join(f"{model}: {', '.join(texts)}" for model, texts in lines.items()) or "a curve only"
 
 
 def one_experiment(name: str, as_json: bool) -> None:
