@@ -42,6 +42,12 @@ def test_the_second_time_nothing_is_decoded(source, decode):
     assert [path.name for path in cache_file([source], "v").parent.iterdir()] == [cache_file([source], "v").name]
 
 
+def test_a_note_is_kept(source, decode):
+    noted = cached([source], "v", lambda: decode()._replace(note="a caveat"))
+    assert noted.note == cached([source], "v", decode).note == "a caveat"
+    assert cached([source], "w", decode).note == cached([source], "w", decode).note == ""
+
+
 def test_any_change_is_noticed(source, decode, tmp_path):
     names = {cache_file([source], "v"), cache_file([source], "w")}
     source.write_text("longer text")

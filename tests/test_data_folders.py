@@ -79,11 +79,133 @@ def test_empty_folders(pets):
         load(pets.parent / "none", image_size=8)
 
 
-def test_a_broken_image_is_named(pets):
-    path = pets / "train/dog/b.png"
+def cut(path):
     path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(DataError, match=r"pets/train/dog/b\.png: found an image that cannot be decoded"):
+
+
+def test_a_broken_image_is_left_out_by_name(pets):
+    cut(pets / "train/dog/a.jpg")  # not the last: those behind it must move up, with their labels
+    for again in range(2):  # decoded, then from the cache
+        with pytest.warns(UserWarning, match=r"pets: 1 broken image left out: train/dog/a\.jpg") as caught:
+            data = load(pets, image_size=8)
+        assert len(caught) == 1, again
+        assert data.note == data.facts.note == "1 broken image left out: train/dog/a.jpg"
+        assert data.train_labels.tolist() == [0, 0, 1]
+        assert (data.train_images.float().mean((1, 2, 3)) - torch.tensor([20, 60, 0])).abs().max() < 3
+        assert (data.facts.train_images, data.facts.test_images) == (3, 2)
+
+
+def test_images_behind_many_broken_ones_move_up_block_by_block(pets, monkeypatch):
+    monkeypatch.setattr("spaceless.data.folders._BLOCK", 7)
+    monkeypatch.setattr("spaceless.data.broken.LARGEST_SHARE", 0.2)
+    for i in range(50):
+        write(pets / f"train/cat/{i:02d}.png", 4 * i + 1)
+    for i in (0, 13, 14, 49):
+        cut(pets / f"train/cat/{i:02d}.png")
+    with pytest.warns(UserWarning, match="4 broken images"):
+        data = load(pets, image_size=8)
+    kept = [4 * i + 1 for i in range(50) if i not in (0, 13, 14, 49)]
+    assert data.train_images[:46, 0, 0, 0].tolist() == kept
+    assert len(data.train_images) == len(data.train_labels) == 50
+
+
+def test_too_many_broken_images_are_an_error_that_names_the_first(pets):
+    cut(pets / "train/dog/b.png")
+    cut(pets / "train/cat/z.webp")
+    with pytest.raises(DataError, match=r"pets/train/cat/z\.webp: .*2 of 4 images are broken"):
         load(pets, image_size=8)
+
+
+def test_a_class_of_broken_images_is_an_error(pets):
+    cut(pets / "test/dog/1.bmp")
+    with pytest.raises(DataError, match=r"pets/test/dog/1\.bmp: .*all images of class dog are broken"):
+        load(pets, image_size=8)
+
+
+def test_what_does_not_fit_into_memory_can_be_streamed(pets, monkeypatch):
+    monkeypatch.setattr("spaceless.data.images._memory", lambda: 700)
+    with pytest.raises(DataError, match="--recipe imagenet"):
+        load(pets, image_size=8)
+    with pytest.raises(DataError, match=r"no image size.*--recipe imagenet"):
+        load(pets)
+
+
+# --- ImageNet and Tiny-ImageNet as they come -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """Three classes; validation images in one folder, in another order than their labels."""
+    root = tmp_path / "tiny-imagenet-200"
+    synsets = ("n03", "n01", "n02")
+    for number, synset in enumerate(synsets):
+        for i in range(2):
+            write(root / f"train/{synset}/images/{synset}_{i}.JPEG", 40 * number + 10 * i)
+        (root / f"train/{synset}/{synset}_boxes.txt").write_text("n03_0.JPEG\t0\t0\t7\t7\n")
+    lines = []
+    for i, (synset, shade) in enumerate([("n02", 10), ("n03", 60), ("n01", 110), ("n02", 160)]):
+        write(root / f"val/images/val_{i}.JPEG", shade)
+        lines.append(f"val_{i}.JPEG\t{synset}\t0\t0\t7\t7\n")
+    (root / "val/val_annotations.txt").write_text("".join(lines))
+    write(root / "test/images/test_0.JPEG", 250)
+    (root / "wnids.txt").write_text("\n".join(synsets))
+    (root / "words.txt").write_text("n00\tentity\nn01\tgoldfish, Carassius auratus\nn02\ttailed frog\n")
+    return root
+
+
+def test_tiny_imagenet_as_it_comes_out_of_the_zip(tiny):
+    data = load(tiny, image_size=8)
+    assert data.class_names == ("goldfish, Carassius auratus", "tailed frog", "n03")
+    assert data.train_labels.tolist() == [0, 0, 1, 1, 2, 2]
+    shades = data.train_images.float().mean((1, 2, 3))
+    assert (shades - torch.tensor([40, 50, 80, 90, 0, 10])).abs().max() < 3
+    assert data.test_labels.tolist() == [0, 1, 1, 2]
+    assert (data.test_images.float().mean((1, 2, 3)) - torch.tensor([110, 10, 160, 60])).abs().max() < 3
+
+
+def test_an_annotation_that_changes_is_noticed_by_the_cache(tiny):
+    load(tiny, image_size=8)
+    file = tiny / "val/val_annotations.txt"
+    file.write_text(file.read_text().replace("val_0.JPEG\tn02", "val_0.JPEG\tn01"))
+    assert load(tiny, image_size=8).test_labels.tolist() == [0, 0, 1, 2]
+
+
+@pytest.mark.parametrize(("old", "new", "message"), [
+    ("val_1.JPEG", "val_9.JPEG", r"line 2: 'val_9\.JPEG.*expected an image in images/"),
+    ("val_1.JPEG", "../images/val_1.JPEG", "line 2"),
+    ("val_1.JPEG", "val_0.JPEG", "line 2"),
+    ("val_1.JPEG\tn03\t0\t0\t7\t7\n", "", r"no line for val_1\.JPEG"),
+    ("val_1.JPEG\tn03", "val_1.JPEG", "line 2|only: "),
+    ("\tn03\t", "\tn07\t", "2 classes in one split only: train/n03, val/n07"),
+])
+def test_annotations_that_do_not_fit_the_images(tiny, old, new, message):
+    file = tiny / "val/val_annotations.txt"
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new))
+    with pytest.raises(DataError, match=message):
+        load(tiny, image_size=8)
+
+
+def test_tiny_imagenet_sorted_into_folders_by_hand(tiny):
+    for line in (tiny / "val/val_annotations.txt").read_text().splitlines():
+        name, synset = line.split("\t")[:2]
+        (tiny / "val" / synset).mkdir(exist_ok=True)
+        (tiny / "val/images" / name).rename(tiny / "val" / synset / name)
+    (tiny / "val/images").rmdir()
+    assert load(tiny, image_size=8).test_labels.tolist() == [0, 1, 1, 2]  # and not test/images, a class of its own
+
+
+def test_the_validation_images_of_imagenet_without_folders(tiny):
+    flat = tiny.parent / "imagenet"
+    write(flat / "train/n01/a.JPEG")
+    write(flat / "val/ILSVRC2012_val_00000001.JPEG")
+    write(flat / "val/ILSVRC2012_val_00000002.JPEG")
+    message = r"imagenet/val: found 2 images and no class folders.*val/SYNSET/\*\.JPEG"
+    with pytest.raises(DataError, match=message):
+        load(flat, image_size=8)
+    write(flat / "test/ILSVRC2012_test_00000001.JPEG")
+    with pytest.raises(DataError, match=message):  # not about test/, which has no labels at all
+        load(flat, image_size=8)
 
 
 def test_one_class_is_none(tmp_path):

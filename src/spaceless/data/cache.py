@@ -17,7 +17,7 @@ import numpy as np
 import platformdirs
 
 from spaceless.data.dataset import Parts
-from spaceless.data.npz import KEYS, MOST_BYTES, NAMES_KEY, read_npz
+from spaceless.data.npz import KEYS, MOST_BYTES, NAMES_KEY, NOTE_KEY, read_npz
 from spaceless.errors import DataError
 
 _FORMAT = 1  # raise it when decoding begins to give other pixels
@@ -60,7 +60,8 @@ def _write(file: Path, parts: Parts) -> None:
     aside = Path(name)
     try:
         with os.fdopen(number, "wb") as stream:
-            np.savez(stream, **arrays, **{NAMES_KEY: np.array(parts.class_names)})  # type: ignore[arg-type]
+            texts = {NAMES_KEY: np.array(parts.class_names), NOTE_KEY: np.array([parts.note])}
+            np.savez(stream, **arrays, **texts)  # type: ignore[arg-type]
         aside.replace(file)
     except BaseException:
         aside.unlink()

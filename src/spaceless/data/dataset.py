@@ -21,13 +21,14 @@ _MOST_CLASSES = 1 << 16  # ImageNet-21k has 21,841
 
 
 class Parts(NamedTuple):
-    """What a reader hands over: the two splits, uint8 (N, 1 or 3, H, W) and int64 (N,), and the class names."""
+    """What a reader hands over: the two splits, uint8 (N, 1 or 3, H, W) and int64 (N,), the class names, a caveat."""
 
     train_images: Tensor
     train_labels: Tensor
     test_images: Tensor
     test_labels: Tensor
     class_names: tuple[str, ...]
+    note: str = ""
 
 
 def numbered_classes(*labels: Tensor) -> tuple[str, ...]:
@@ -128,16 +129,8 @@ class Dataset:
     @cached_property
     def _moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         # A histogram keeps the sums whole numbers: the result depends on neither the order nor the machine.
-        counts = torch.zeros(3, 256, dtype=torch.int64)
-        for part in _chunks(self.train_images, self.image_size):
-            for channel in range(3):
-                counts[channel] += torch.bincount(part[:, channel].flatten(), minlength=256).cpu()
-        values, total = torch.arange(256, dtype=torch.float64) / 255, counts[0].sum()
-        mean = (counts * values).sum(1) / total
-        variance = (counts * (values - mean[:, None]).square()).sum(1) / total
-        # A channel that never varies must become 0, not infinite, when it is divided by its deviation.
-        deviation = torch.where(variance > 0, variance.sqrt(), 1.0)
-        return tuple(mean.tolist()), tuple(deviation.tolist())
+        counts = [histogram(part) for part in _chunks(self.train_images, self.image_size)]
+        return moments(torch.stack(counts).sum(0))
 
     @property
     def mean(self) -> tuple[float, ...]:
@@ -170,14 +163,9 @@ class Dataset:
         changed: dict[str, Tensor] = {}
         for split, wanted in (("train", train), ("test", test)):
             images, labels = self._split(split)
-            if wanted is None or wanted == len(images):
-                continue
-            if not 1 <= wanted < len(images):
-                raise InputError(
-                    f"{split} images of {self.name}", found=wanted, expected=f"1..{len(images)}", cure="ask for fewer",
-                )
-            kept = _stratified(labels.cpu(), wanted, generator(seed, f"subset {split}")).to(images.device)
-            changed |= {f"{split}_images": images.index_select(0, kept), f"{split}_labels": labels[kept]}
+            if (kept := drawn(labels.cpu(), wanted, seed, split, self.name)) is not None:
+                kept = kept.to(images.device)
+                changed |= {f"{split}_images": images.index_select(0, kept), f"{split}_labels": labels[kept]}
         return replace(self, **changed) if changed else self  # type: ignore[arg-type]
 
     def resized(self, size: int) -> Dataset:
@@ -189,6 +177,35 @@ class Dataset:
         return replace(
             self, train_images=_resize(self.train_images, size), test_images=_resize(self.test_images, size),
         )
+
+
+def histogram(images: Tensor) -> Tensor:
+    """Return how often each value occurs in each channel of uint8 images (N, 3, H, W): int64 (3, 256)."""
+    return torch.stack([torch.bincount(images[:, channel].flatten(), minlength=256).cpu() for channel in range(3)])
+
+
+def moments(counts: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of each channel from its `histogram`, in units where 255 is 1."""
+    values, total = torch.arange(256, dtype=torch.float64) / 255, counts[0].sum()
+    mean = (counts * values).sum(1) / total
+    variance = (counts * (values - mean[:, None]).square()).sum(1) / total
+    # A channel that never varies must become 0, not infinite, when it is divided by its deviation.
+    deviation = torch.where(variance > 0, variance.sqrt(), 1.0)
+    return tuple(mean.tolist()), tuple(deviation.tolist())
+
+
+def drawn(labels: Tensor, wanted: int | None, seed: int, split: str, name: str) -> Tensor | None:
+    """Return the sorted numbers of `wanted` images of a split, as evenly over the classes as they allow; None for all.
+
+    Raises:
+        InputError: More images are asked for than there are, or fewer than one.
+
+    """
+    if wanted is None or wanted == len(labels):
+        return None
+    if not 1 <= wanted < len(labels):
+        raise InputError(f"{split} images of {name}", found=wanted, expected=f"1..{len(labels)}", cure="ask for fewer")
+    return _stratified(labels, wanted, generator(seed, f"subset {split}"))
 
 
 def _stratified(labels: Tensor, wanted: int, random: torch.Generator) -> Tensor:

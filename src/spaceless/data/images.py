@@ -32,14 +32,16 @@ class DifferentSizeError(DataError):
     """An image has not the size of the others, and no crop was asked for."""
 
 
-def empty_pixels(count: int, size: int, what: str) -> npt.NDArray[np.uint8]:
+def empty_pixels(
+    count: int, size: int, what: str, cure: str = "choose a smaller image size, or keep fewer images",
+) -> npt.NDArray[np.uint8]:
     """Return room for (count, 3, size, size) pixels, or raise DataError if this machine's memory cannot hold them."""
     needed, memory = count * 3 * size * size, _memory()
     if needed > memory:
         raise DataError(
             what, found=f"{needed / 1e9:,.1f} GB of pixels ({count:,} images of {size} x {size})",
             expected=f"at most this machine's memory, {memory / 1e9:,.1f} GB",
-            cure="choose a smaller image size, or keep fewer images",
+            cure=cure,
         )
     return np.empty((count, 3, size, size), np.uint8)
 
@@ -53,12 +55,13 @@ def _memory() -> int:
 
 def image_size_of(source: Source, name: str) -> tuple[int, int]:
     """Return width and height of an image in pixels, from its header alone."""
-    width, height = _checked(source, name, lambda image: image.size)
+    width, height = opened_image(source, name, lambda image: image.size)
     return width, height
 
 
 def decode_into(
     pixels: npt.NDArray[np.uint8], sources: Sequence[Source], name_of: Callable[[int], str], *, crop: bool,
+    broken: dict[int, DataError] | None = None,
 ) -> None:
     """Decode `sources` into `pixels` (N, 3, S, S) as RGB, in as many threads as there are processors.
 
@@ -68,9 +71,11 @@ def decode_into(
         name_of: Names image i in an error.
         crop: Resize the shorter side to S (bilinear, antialiased) and cut the centre out, as torchvision's
             `Resize(S)` and `CenterCrop(S)` do; otherwise every image must be S x S.
+        broken: Gathers what is wrong with image i, whose pixels are then left as they were; None raises it.
 
     Raises:
-        DataError: An image is broken, too large or not of 8 bits a channel; it is the first such one.
+        DataError: An image is broken, too large or not of 8 bits a channel; it is the first such one. With `broken`,
+            never.
         DifferentSizeError: An image is not S x S and `crop` is off.
 
     """
@@ -79,7 +84,12 @@ def decode_into(
     def share(start: int) -> None:
         for i in range(start, min(start + _SHARE, len(sources))):
             name = name_of(i)
-            pixels[i] = _checked(sources[i], name, partial(_planes, size=size, crop=crop, name=name))
+            try:
+                pixels[i] = opened_image(sources[i], name, partial(_planes, size=size, crop=crop, name=name))
+            except DataError as error:
+                if broken is None:
+                    raise
+                broken[i] = error
 
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         try:
@@ -90,8 +100,13 @@ def decode_into(
             raise
 
 
-def _checked(source: Source, name: str, use: Callable[[Image.Image], Any]) -> Any:
-    """Open an image, check what its header claims, and return what `use` makes of it."""
+def opened_image(source: Source, name: str, use: Callable[[Image.Image], Any]) -> Any:
+    """Open an image, check what its header claims, and return what `use` makes of it.
+
+    Raises:
+        DataError: It is too large, not of 8 bits a channel, or cannot be decoded; `name` is named.
+
+    """
     from PIL import Image
 
     try:
@@ -120,18 +135,26 @@ def _planes(image: Image.Image, size: int, crop: bool, name: str) -> npt.NDArray
         )
     rgb = image if image.mode == "RGB" else image.convert("RGB")
     if image.size != (size, size):
-        rgb = _centre(rgb, size, name)
+        rgb = centre(rgb, size, size, name)
     return np.asarray(rgb).transpose(2, 0, 1)
 
 
-def _centre(image: Image.Image, size: int, name: str) -> Image.Image:
+def centre(image: Image.Image, shorter: int, size: int, name: str) -> Image.Image:
+    """Return the middle size x size pixels of an image whose shorter side is made `shorter` pixels (at least `size`).
+
+    Bilinear and antialiased, with the roundings of torchvision's `Resize` and `CenterCrop`.
+
+    Raises:
+        DataError: The image is a strip so thin that it would grow beyond all bounds.
+
+    """
     from PIL import Image
 
     short, long = sorted(image.size)
-    scaled = size * long // short
-    if scaled * size > _MOST_PIXELS:
+    scaled = shorter * long // short
+    if scaled * shorter > _MOST_PIXELS:
         raise _broken(name, f"{image.width} x {image.height} pixels", "an image that is not a thin strip")
-    shape = (size, scaled) if image.width <= image.height else (scaled, size)
+    shape = (shorter, scaled) if image.width <= image.height else (scaled, shorter)
     left, top = (round((edge - size) / 2) for edge in shape)
     return image.resize(shape, Image.Resampling.BILINEAR).crop((left, top, left + size, top + size))
 

@@ -21,6 +21,7 @@ KEYS = (
     ("train_images", "train_labels", "test_images", "test_labels"),
 )
 NAMES_KEY = "class_names"
+NOTE_KEY = "spaceless_note"  # written by our own cache of decoded images
 MOST_BYTES = 8 << 30  # of all arrays together, unpacked
 
 _Array = npt.NDArray[Any]
@@ -44,7 +45,7 @@ def read_npz(path: Path) -> Parts:
             if keys is None:
                 expected = " or ".join(", ".join(keys) for keys in KEYS)
                 raise _problem(path, f"arrays {', '.join(sorted(members)[:8]) or 'none'}", expected, "rename them")
-            wanted = [*keys, *([NAMES_KEY] if NAMES_KEY in members else [])]
+            wanted = [*keys, *(key for key in (NAMES_KEY, NOTE_KEY) if key in members)]
             declared = sum(members[key].file_size for key in wanted)
             if declared > MOST_BYTES:
                 raise _problem(path, f"{declared:,} bytes unpacked", f"at most {MOST_BYTES:,}", "keep fewer images")
@@ -53,7 +54,9 @@ def read_npz(path: Path) -> Parts:
         raise _problem(path, f"a damaged file ({str(error)[:120]})", "an .npz", "replace it") from error
     images = [_images(arrays[key], f"{path}: {key}") for key in keys[::2]]
     labels = [_labels(arrays[key], f"{path}: {key}") for key in keys[1::2]]
-    return Parts(images[0], labels[0], images[1], labels[1], _names(arrays.get(NAMES_KEY), labels, path))
+    note = _texts(arrays[NOTE_KEY], f"{path}: {NOTE_KEY}") if NOTE_KEY in arrays else ()
+    return Parts(
+        images[0], labels[0], images[1], labels[1], _names(arrays.get(NAMES_KEY), labels, path), "".join(note))
 
 
 def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, what: str) -> _Array:
@@ -119,10 +122,14 @@ def _labels(labels: _Array, what: str) -> Tensor:
 
 def _names(names: _Array | None, labels: list[Tensor], path: Path) -> tuple[str, ...]:
     if names is not None:
-        if names.dtype.kind != "U" or names.ndim != 1:
-            raise _problem(f"{path}: {NAMES_KEY}", f"{names.dtype} {names.shape}", "a list of texts", "store text")
-        return tuple(str(name) for name in names)
+        return _texts(names, f"{path}: {NAMES_KEY}")
     return numbered_classes(*labels)
+
+
+def _texts(texts: _Array, what: str) -> tuple[str, ...]:
+    if texts.dtype.kind != "U" or texts.ndim != 1:
+        raise _problem(what, f"{texts.dtype} {texts.shape}", "a list of texts", "store text")
+    return tuple(str(text) for text in texts)
 
 
 def _problem(what: object, found: str, expected: str, cure: str) -> DataError:

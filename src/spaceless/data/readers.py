@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
 from spaceless.data.archives import read_archive
@@ -13,13 +14,14 @@ from spaceless.data.folders import class_files, read_folders
 from spaceless.data.images import DifferentSizeError
 from spaceless.data.npz import read_npz
 from spaceless.data.parquet import parquet_note, read_parquet
+from spaceless.distributed import share
 from spaceless.errors import InputError
 
 
 def load(
     name_or_path: str | os.PathLike[str], *, data_root: Path | None = None, image_size: int | None = None,
 ) -> Dataset:
-    """Read a data set into memory.
+    """Read a data set into memory. A few broken images of class folders are left out, with a warning and a note.
 
     Args:
         name_or_path: A name that `find` knows how to look for, or the path of a set.
@@ -35,7 +37,10 @@ def load(
         raise InputError("image size", found=image_size, expected="at least 1 pixel", cure="choose a larger size")
     place = find(name_or_path, data_root)
     note = parquet_note(place.path) if place.kind == "parquet" else ""
-    data = Dataset(place.name, str(place.path), note, *_parts(place, image_size))
+    parts = _parts(place, image_size)
+    if parts.note and share().rank == 0:
+        warnings.warn(f"{place.path}: {parts.note}", stacklevel=2)
+    data = Dataset(place.name, str(place.path), note or parts.note, *parts[:5])
     return data if image_size is None else data.resized(image_size)
 
 
@@ -54,6 +59,8 @@ def _parts(place: Location, image_size: int | None) -> Parts:
     if place.kind == "folders":
         if image_size is None:
             return read_folders(path, None)  # says that a size is needed
-        files = [file for split in class_files(path) for of_class in split.values() for file in of_class]
+        found = class_files(path)
+        files = [file for split in found[:2] for of_class in split.values() for file in of_class]
+        files += found.lists
         return cached(files, f"folders {image_size}", lambda: read_folders(path, image_size))
     return read_archive(place)
