@@ -2,9 +2,18 @@
 
 import pytest
 import torch
-from torch.nn.functional import pad
+from torch.nn.functional import interpolate, pad
 
-from spaceless.data.augment import PADDING, Crops, apply_crops, draw_crops, normalise
+from spaceless.data.augment import (
+    PADDING,
+    Crops,
+    ResizedCrops,
+    apply_crops,
+    apply_resized_crops,
+    draw_crops,
+    draw_resized_crops,
+    normalise,
+)
 from spaceless.seeds import generator
 
 
@@ -91,3 +100,77 @@ def test_same_draws_on_every_device():
     images = torch.randint(0, 256, (16, 3, 8, 8), generator=generator(0, "images"), dtype=torch.uint8)
     here, there = (crop_flip(images.to(device), generator(0, "augment")) for device in ("cpu", "cuda"))
     assert torch.equal(here, there.cpu())
+
+
+# --- resized crops ---------------------------------------------------------------------------------------------------
+
+
+def resized_reference(images, chosen):
+    """One image at a time: cut out, resize, mirror; not rounded yet."""
+    out = torch.empty(images.shape)
+    for i, (top, left, height, width, flipped) in enumerate(zip(*(choice.tolist() for choice in chosen), strict=True)):
+        window = images[i : i + 1, :, top : top + height, left : left + width].float()
+        full = interpolate(window, images.shape[2:], mode="bilinear", align_corners=False)[0]
+        out[i] = full.flip(2) if flipped else full
+    return out
+
+
+def test_known_resized_crops_by_hand():
+    image = torch.tensor([[0, 40, 80, 120]] * 4, dtype=torch.uint8).T  # rows of 0, 40, 80, 120
+    batch = torch.stack([image, image, image.T, image.T])[:, None].contiguous()
+    chosen = ResizedCrops(*map(torch.tensor, ([0, 1, 0, 0], [0, 0, 1, 1], [4, 2, 4, 4], [4, 4, 2, 2],
+                                              [False, False, False, True])))
+    out = apply_resized_crops(batch, chosen)[:, 0]
+    assert torch.equal(out[0], image)  # all of it
+    # Rows 1 and 2, 40 and 80, at twice the size: centres at -0.25, 0.25, 0.75, 1.25 of them; nothing from rows 0 and 3.
+    assert out[1].tolist() == [[value] * 4 for value in (40, 50, 70, 80)]
+    assert out[2].tolist() == [[40, 50, 70, 80]] * 4
+    assert out[3].tolist() == [[80, 70, 50, 40]] * 4
+
+
+@pytest.mark.parametrize("size", [1, 5, 32, 57])
+def test_resized_crops_equal_the_slow_reference(size):
+    images = torch.randint(0, 256, (50, 3, size, size), generator=generator(0, "images"), dtype=torch.uint8)
+    chosen = draw_resized_crops(50, size, generator(1, "augment"))
+    out = apply_resized_crops(images, chosen)
+    assert out.dtype == torch.uint8
+    assert (out.float() - resized_reference(images, chosen)).abs().max() < 0.501  # rounded, and nothing else
+
+
+def test_resized_crops_lie_within_the_image_and_within_the_ranges():
+    size = 64
+    chosen = draw_resized_crops(20_000, size, generator(0, "augment"))
+    assert all(int(edge.min()) > 0 and int(edge.max()) <= size for edge in (chosen.height, chosen.width))
+    for start, edge in ((chosen.top, chosen.height), (chosen.left, chosen.width)):
+        assert start.min() >= 0 and (start + edge).max() <= size
+    area, ratio = chosen.height * chosen.width / size**2, chosen.width / chosen.height
+    # Sides are rounded to whole pixels: 0.5 of at least sqrt(0.08 * 3/4) * 64 = 15.7, so 3.2 % of each.
+    assert 0.08 * 0.968**2 < area.min() < 0.09 and 0.95 < area.max() <= 1
+    assert 0.75 * 0.937 < ratio.min() < 0.77 and 1.31 < ratio.max() < 4 / 3 * 1.067
+    assert abs(chosen.flipped.float().mean() - 0.5) < 0.015
+    # Crops that leave room begin anywhere, also at both ends.
+    half = chosen.height == 32
+    assert sorted(chosen.top[half].unique().tolist()) == list(range(33))
+
+
+def test_resized_crops_are_drawn_as_torchvision_draws_them():
+    from torchvision.transforms import RandomResizedCrop
+
+    size, count = 48, 4000
+    ours = draw_resized_crops(count, size, generator(0, "augment"))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        image = torch.zeros(1, size, size)
+        draws = [RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(count)]
+    theirs = torch.tensor(draws).T  # top, left, height, width
+    for mine, other in zip(ours[:4], theirs, strict=True):
+        # The largest distance of the distributions (Kolmogorov-Smirnov): above 0.044 once in a thousand times.
+        steps = torch.arange(size + 1)[:, None]
+        assert ((mine <= steps).float().mean(1) - (other <= steps).float().mean(1)).abs().max() < 0.044
+
+
+def test_resized_crops_follow_the_generator_and_differ_from_image_to_image():
+    first, again, other = (draw_resized_crops(64, 32, generator(3, "augment", step)) for step in (7, 7, 8))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+    assert len(set(zip(*(choice.tolist() for choice in first), strict=True))) > 60

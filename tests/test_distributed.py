@@ -45,11 +45,14 @@ def test_the_shares_of_a_batch_hold_every_image_once(count):
     assert sorted(torch.cat(tested).tolist()) == sorted(data.test_labels.tolist())
 
 
-def test_every_image_has_the_crop_that_one_process_gives_it():
-    data, cpu = made(27, 13), torch.device("cpu")
-    for step, whole in enumerate(training_batches(data, RECIPE, 3, 0, cpu)):
+@pytest.mark.parametrize("augment", ["crop_flip", "resized_crop"])
+def test_every_image_has_the_crop_that_one_process_gives_it(augment):
+    data, cpu, recipe = made(27, 13), torch.device("cpu"), RECIPE.model_copy(update={"augment": augment})
+    plain = list(training_batches(data, recipe.model_copy(update={"augment": "none"}), 3, 0, cpu))
+    for step, whole in enumerate(training_batches(data, recipe, 3, 0, cpu)):
+        assert not torch.equal(whole.images, plain[step].images)
         for rank in range(2):
-            mine = list(training_batches(data, RECIPE, 3, 0, cpu, Share(rank, 2)))[step]
+            mine = list(training_batches(data, recipe, 3, 0, cpu, Share(rank, 2)))[step]
             assert torch.equal(mine.images, whole.images[rank::2])
             assert torch.equal(mine.labels, whole.labels[rank::2])
 

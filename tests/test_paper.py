@@ -473,3 +473,11 @@ def test_a_bad_study_file_is_named_with_its_field(tmp_path: Path, before: str, a
 def test_a_missing_study_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="No such file"):
         load_study(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_imagenet_is_streamed_at_every_scale(preset: str) -> None:
+    trials = [p.trial for name in NAMES for p in plan(name, preset)]
+    for each in trials:
+        assert (each.recipe.augment == "resized_crop") == (each.data == "imagenet")
+    assert any(each.data == "imagenet" for each in trials)

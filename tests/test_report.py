@@ -273,6 +273,19 @@ def test_what_differs_from_the_papers_protocol():
     assert differences(outcome(data="texture").trial, None) == []
 
 
+def test_another_augmentation_is_a_difference_and_none_is_another_experiment():
+    table = experiment("table4")
+    usual = table.trials(PRESETS["paper"])[0].trial
+    assert differences(usual, table) == []
+    changed = [usual.model_copy(update={"recipe": usual.recipe.model_copy(update={"augment": augment})})
+               for augment in ("crop_flip", "none")]
+    assert [d.text for d in differences(changed[0], table)] == [
+        "Recipe imagenet: augment crop flip instead of resized crop."]
+    assert "Not among the trials of this table or figure." in [d.text for d in differences(changed[1], table)]
+    about = [any(row.matches(trial) for row in table.printed_all) for trial in (usual, *changed)]
+    assert about == [True, True, False]
+
+
 def test_seeds_notes_and_precision_are_told(tmp_path):
     made = [outcome(seed=s, note="Made again from parquet.").model_copy(update={"precision": "bf16"}) for s in (0, 1)]
     store(tmp_path, *made)

@@ -202,6 +202,7 @@ def test_recipes_are_the_published_ones():
     assert (imagenet.learning_rate, imagenet.batch_size, imagenet.weight_decay) == (0.1, 256, 1e-4)
     assert (imagenet.epochs, imagenet.factor, imagenet.nesterov) == (90, 0.1, False)
     assert [m * imagenet.epochs for m in imagenet.milestones] == [30, 60]
+    assert imagenet.augment == "resized_crop"
     assert all(name == recipe.name for name, recipe in RECIPES.items())
 
 

@@ -15,7 +15,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from spaceless import __version__
 from spaceless.errors import InputError, Interrupted, SpacelessError
-from spaceless.trial import Downsample, Precision
+from spaceless.trial import Augment, Downsample, Precision
 
 if TYPE_CHECKING:
     from spaceless.run import Place
@@ -153,7 +153,7 @@ def inspect(
 def train(
     *, model: str, data: str, method: str = "baseline", k: Short = 0, only: int | None = None, strip: int = 0,
     downsample: Downsample = "avg", recipe: str = "paper", epochs: int | None = None, batch_size: int | None = None,
-    augment: Literal["crop_flip", "none"] | None = None, precision: Precision | None = None, seed: int = 0,
+    augment: Augment | None = None, precision: Precision | None = None, seed: int = 0,
     width: float = 1.0, image_size: int | None = None, train_images: int | None = None,
     test_images: int | None = None, repeats: int = 200, per_image: bool = False, shared: bool = False,
     fixed: bool = False, patch: int = 1, as_json: _Json = False, where: Where = _HERE,
@@ -187,7 +187,7 @@ def train(
     batch_size
         Instead of the recipe's.
     augment
-        Instead of the recipe's.
+        Instead of the recipe's. With `resized_crop` class folders are decoded anew in every epoch.
     precision
         Instead of the recipe's; `auto` is bf16 where the hardware multiplies it natively.
     seed

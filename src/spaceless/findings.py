@@ -123,12 +123,15 @@ def _unstripped(row: Row) -> str:
     return row.trial.model_copy(update={"strip": 0}).id
 
 
+_AUGMENTED = {
+    "none": "without augmentation", "crop_flip": "with augmentation", "resized_crop": "with random resized crops",
+}
 _TRAITS: tuple[Callable[[Row], str], ...] = (
     lambda r: f"width {r.trial.width:g}",
     lambda r: f"{r.trial.train_images:,} training images" if r.trial.train_images else "all training images",
     lambda r: f"{r.trial.test_images:,} test images" if r.trial.test_images else "all test images",
     lambda r: f"{r.trial.recipe.epochs} epochs",
-    lambda r: "without augmentation" if r.trial.recipe.augment == "none" else "with augmentation",
+    lambda r: _AUGMENTED[r.trial.recipe.augment],
     lambda r: f"recipe {r.trial.recipe.name}",
     lambda r: f"batch {r.trial.recipe.batch_size}, learning rate {r.trial.recipe.learning_rate:g}",
 )

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from spaceless.errors import InputError, unknown_name
-from spaceless.trial import RECIPES, Downsample, Method, Recipe, ShuffleOptions, Spec, Trial, make, parse
+from spaceless.trial import RECIPES, Augment, Downsample, Method, Recipe, ShuffleOptions, Spec, Trial, make, parse
 
 _BOOK = Path(__file__).with_suffix(".toml")
 
@@ -74,7 +74,7 @@ class Printed(Spec):
     downsample: Downsample = "avg"
     image_size: int | None = None
     shuffle_last: int | None = None
-    augment: Literal["crop_flip", "none"] = "crop_flip"
+    augment: Augment = "crop_flip"
     top1: float | None = None
     std: float | None = None
     params_m: float | None = None
@@ -88,7 +88,9 @@ class Printed(Spec):
         place = self.k in (None, trial.k) and (self.only == trial.only or self.k is self.only is None)
         own = {"baseline": 0, "shuffle": trial.k}.get(trial.method) if trial.only is None else None
         tested = {own if scheme is None else scheme for scheme in (self.shuffle_last, shuffle_last)}
-        usual = self.augment == trial.recipe.augment and trial.shuffle == ShuffleOptions()
+        # The paper prints whether it augmented, not how: that is among the differences of a protocol.
+        augmented = (self.augment == "none") == (trial.recipe.augment == "none")
+        usual = augmented and trial.shuffle == ShuffleOptions()
         return alike and place and usual and len(tested) == 1
 
 
@@ -105,7 +107,7 @@ class Series(Spec):
     image_sizes: Numbers = ()
     shuffle: ShuffleOptions = ShuffleOptions()
     shuffle_last: Numbers = ()  # further test schemes for each of them, as in trial.Evaluation
-    augment: Literal["crop_flip", "none"] | None = None
+    augment: Augment | None = None
     recipe: str = "paper"
     overrides: dict[str, Any] = Field(default_factory=dict)
     smoke: dict[str, Any] = Field(default_factory=dict)  # fields of the scale `smoke` that would take too long

@@ -59,7 +59,9 @@ def _paper_trials(experiment: Experiment | None) -> dict[str, Trial]:
 
 def _identity(trial: Trial) -> str:
     plain = {"width": 1.0, "train_images": None, "test_images": None, "seed": 0, "repeats": 1}
-    recipe = RECIPES["paper"].model_copy(update={"augment": trial.recipe.augment})
+    # How images are augmented depends on the recipe and is listed with it; whether they are tells trials apart.
+    augment = "none" if trial.recipe.augment == "none" else RECIPES["paper"].augment
+    recipe = RECIPES["paper"].model_copy(update={"augment": augment})
     return trial.model_copy(update={**plain, "recipe": recipe}).id
 
 

@@ -206,7 +206,7 @@ def _place(printed: Printed) -> str:
 
 def _scheme(printed: Printed) -> str:
     if printed.shuffle_last is None:
-        return "" if printed.augment == "crop_flip" else "no augmentation"
+        return "no augmentation" if printed.augment == "none" else ""
     return f"last {printed.shuffle_last} shuffled" if printed.shuffle_last else "clean"
 
 
@@ -280,6 +280,12 @@ def one_data_set(
         print("\n".join(facts_found.lines()))
     if not facts_found.sound:
         raise DataError(
-            f"data {name}", found="; ".join(facts_found.problems), expected="what its name promises",
+            f"data {name}", found=_few(facts_found.problems), expected="what its name promises",
             cure="replace the set, or call it by another name",
         )
+
+
+def _few(problems: Sequence[str]) -> str:
+    """Return the first problems as one line: all of them were shown before."""
+    more = f"; and {len(problems) - 3:,} more" if len(problems) > 3 else ""
+    return "; ".join(problems[:3]) + more

@@ -17,6 +17,7 @@ from spaceless.errors import InputError, unknown_name
 Method = Literal["baseline", "shuffle", "gap_fc", "conv1x1", "channel_shuffle", "strip"]
 Downsample = Literal["avg", "max", "stride"]
 Precision = Literal["auto", "fp32", "bf16"]
+Augment = Literal["crop_flip", "resized_crop", "none"]
 
 METHODS: tuple[str, ...] = tuple(m for m in get_args(Method) if m != "baseline")
 RANDOM_METHODS = ("shuffle", "channel_shuffle")
@@ -38,7 +39,8 @@ class Recipe(Spec):
     """How a network is trained.
 
     `milestones` and `warmup` are shares of the whole training, so that a recipe keeps its shape at any length.
-    The learning rate is the one for `batch_size`; it is not rescaled.
+    The learning rate is the one for `batch_size`; it is not rescaled. `augment`: a shifted crop and a flip, or a
+    resized crop of 8 to 100 % of the area and a flip (class folders are then decoded anew in every epoch), or nothing.
     """
 
     name: str
@@ -53,7 +55,7 @@ class Recipe(Spec):
     milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
     factor: Annotated[float, Field(gt=0, le=1)] = 0.2
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    augment: Literal["crop_flip", "none"] = "crop_flip"
+    augment: Augment = "crop_flip"
     precision: Precision = "auto"
 
 
@@ -69,7 +71,7 @@ RECIPES: dict[str, Recipe] = {
     # He et al. 2016, "Deep residual learning for image recognition", section 3.4.
     "imagenet": Recipe(
         name="imagenet", epochs=90, batch_size=256, nesterov=False, weight_decay=1e-4,
-        milestones=(1 / 3, 2 / 3), factor=0.1,
+        milestones=(1 / 3, 2 / 3), factor=0.1, augment="resized_crop",
     ),
     # For the made data sets: small networks, no augmentation (a flip would change the class).
     "control": Recipe(
@@ -183,13 +185,15 @@ class Evaluation(Spec):
 
     `shuffle_last` is None for the scheme the network was trained with; otherwise the network is evaluated without
     its training shuffle and with the inputs of its last `shuffle_last` units shuffled (0: clean).
-    `top1` holds one value per repeat: passes over the same images with fresh permutations.
+    `top1` holds one value per repeat: passes over the same images with fresh permutations. `images` counts those that
+    were seen; `left_out` are the paths of broken ones, which were not.
     """
 
     shuffle_last: Annotated[int, Field(ge=0)] | None = None
     images: Annotated[int, Field(ge=1)]
     top1: Annotated[tuple[float, ...], Field(min_length=1)]
     top5: float | None = None
+    left_out: tuple[str, ...] = ()
 
     @property
     def mean(self) -> float:

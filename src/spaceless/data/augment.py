@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import grid_sample, pad
 
+AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of a resized crop (Szegedy et al. 2014, section 6), as in torchvision
 PADDING = 4  # the field's habit for 32 x 32 images (He et al. 2016, section 4.2), and the paper's baselines match it
 
 
@@ -46,6 +48,59 @@ def apply_crops(images: Tensor, crops: Crops, padding: int = PADDING) -> Tensor:
     padded = pad(images, (padding,) * 4).flatten(2)
     # One gather does crop and flip, for all channels alike: twice as fast on a CPU as windows followed by a flip.
     return padded.gather(2, place.expand(-1, channels, -1)).view_as(images)
+
+
+class ResizedCrops(NamedTuple):
+    """Each image's rectangle in pixels, within the image, (N,) int64, and which are mirrored."""
+
+    top: Tensor
+    left: Tensor
+    height: Tensor
+    width: Tensor
+    flipped: Tensor
+
+
+def draw_resized_crops(count: int, size: int, generator: torch.Generator) -> ResizedCrops:
+    """Draw `count` rectangles in square images of `size` pixels as torchvision's `RandomResizedCrop` does.
+
+    The area is uniform in `AREA`, the logarithm of width / height uniform in that of `RATIO`; the first of ten tries
+    that fits into the image counts, the whole image if none does. The place is uniform over all.
+    """
+    drawn = torch.rand(count, 23, generator=generator, device=generator.device)
+    area = size * size * (AREA[0] + (AREA[1] - AREA[0]) * drawn[:, :10])
+    low, high = math.log(RATIO[0]), math.log(RATIO[1])
+    ratio = torch.exp(low + (high - low) * drawn[:, 10:20])
+    width, height = (area * ratio).sqrt().round().long(), (area / ratio).sqrt().round().long()  # (N, 10)
+    fits = (width > 0) & (width <= size) & (height > 0) & (height <= size)
+    first = fits.int().argmax(1, keepdim=True)
+    width, height = (torch.where(fits.any(1), edge.gather(1, first)[:, 0], size) for edge in (width, height))
+    # Rounding may put the largest numbers below 1 on the place behind the last one.
+    top, left = (((size - edge + 1) * drawn[:, column]).long().minimum(size - edge)
+                 for edge, column in ((height, 20), (width, 21)))
+    return ResizedCrops(top, left, height, width, drawn[:, 22] < 0.5)
+
+
+def apply_resized_crops(images: Tensor, crops: ResizedCrops) -> Tensor:
+    """Return the chosen rectangles at the size of the images, bilinear, mirrored where asked.
+
+    Args:
+        images: uint8 (N, C, S, S). No rectangle is larger than the image, so that nothing has to be antialiased.
+        crops: One choice per image.
+
+    """
+    size = images.shape[3]
+    top, left, height, width, flipped = (choice.to(images.device)[:, None] for choice in crops)
+    middle = torch.arange(size, device=images.device) + 0.5  # of each pixel
+    column = torch.where(flipped, size - middle, middle)
+    places = []
+    for along, start, length in ((column, left, width), (middle, top, height)):
+        # Never between a pixel of the rectangle and one outside it: what is cut off is gone.
+        pixel = (along * length / size - 0.5).clamp_min(0).minimum(length - 1) + start
+        places.append((2 * pixel + 1) / size - 1)  # (N, S), in units where the image spans -1 to 1
+    x, y = places
+    grid = torch.stack([x[:, None, :].expand(-1, size, -1), y[:, :, None].expand(-1, -1, size)], 3)  # (N, S, S, 2)
+    sampled = grid_sample(images.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return sampled.round_().to(images.dtype)
 
 
 def normalise(batch: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
