@@ -2,11 +2,13 @@
 
 import json
 import os
+import sys
 
 import numpy as np
 import pytest
 import torch
 
+from made_folders import TRUNCATED, make_folders, truncate, write
 from spaceless.data import known, load, verify
 from spaceless.data.verify import Verification
 
@@ -54,6 +56,33 @@ def test_the_note_is_among_the_lines():
     black, one = (0.0,) * 3, (0, 1)
     facts = Verification("n", "parquet", "s", "a caveat", 2, 4, 1, 1, one, one, 0, 0, black, black, "d", ())
     assert "note: a caveat" in facts.lines()
+
+
+def test_every_broken_image_of_class_folders_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["spaceless.data.verify"], "_BLOCK", 4)  # blocks that begin and end amid classes
+    root = make_folders(tmp_path / "pets")
+    for name in ("train/n00/0.JPEG", "train/n00/1.JPEG", "val/n02/0.JPEG", "val/n02/1.JPEG", "val/n02/2.JPEG"):
+        truncate(root / name)
+    write(root / "train/n00/5.JPEG", (30, 30), seed=99)
+    (root / "val/n01/0.JPEG").write_bytes((root / "train/n00/5.JPEG").read_bytes())
+    facts = verify(root, image_size=16)
+    broken = [problem.partition(": ")[0] for problem in facts.problems if "cannot be decoded" in problem]
+    assert broken == ["train/n00/0.JPEG", "train/n00/1.JPEG", TRUNCATED, "val/n02/0.JPEG", "val/n02/1.JPEG",
+                      "val/n02/2.JPEG"]
+    assert facts.problems[6:] == ("class n02 has no test images",)
+    assert (facts.train_images, facts.test_images, facts.image_size) == (15, 6, 16)
+    assert (facts.train_per_class, facts.test_per_class) == ((4, 6), (0, 3))
+    assert (facts.repeated_train, facts.shared) == (0, 1)
+    assert verify(root).image_size == 224
+
+
+def test_sound_class_folders_have_the_facts_of_the_set_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / "cache"))
+    root = make_folders(tmp_path / "pets", broken=False)
+    facts, data = verify(root, image_size=16), load(root, image_size=16)
+    assert facts.sound
+    assert (facts.mean, facts.std) == (data.mean, data.std)
+    assert (facts.train_images, facts.test_images) == (18, 9)
 
 
 @pytest.fixture(scope="module")

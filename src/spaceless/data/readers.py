@@ -14,8 +14,32 @@ from spaceless.data.folders import class_files, read_folders
 from spaceless.data.images import DifferentSizeError
 from spaceless.data.npz import read_npz
 from spaceless.data.parquet import parquet_note, read_parquet
+from spaceless.data.stream import Stream, open_stream
 from spaceless.distributed import share
 from spaceless.errors import InputError
+
+Images = Dataset | Stream
+
+
+def open_images(
+    name_or_path: str | os.PathLike[str], *, data_root: Path | None = None, image_size: int | None = None,
+    streamed: bool = False,
+) -> Images:
+    """Return a data set ready to train on: in memory, but for class folders that are to be `streamed`.
+
+    Args:
+        name_or_path: As for `load`.
+        data_root: As for `load`.
+        image_size: As for `load`; streamed images are 224 x 224 pixels unless asked otherwise.
+        streamed: Leave the images of class folders where they are and decode them anew in every epoch.
+
+    Raises:
+        DataError: The set is missing, damaged, or not what it says it is; the message names the file.
+
+    """
+    if streamed and (place := find(name_or_path, data_root)).kind == "folders":
+        return open_stream(place, image_size)
+    return load(name_or_path, data_root=data_root, image_size=image_size)
 
 
 def load(

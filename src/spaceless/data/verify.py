@@ -8,11 +8,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from spaceless.data.dataset import histogram, moments
 from spaceless.data.find import find
-from spaceless.data.readers import load
+from spaceless.data.images import decode_into
+from spaceless.data.readers import Images, load
+from spaceless.data.stream import Files, open_stream
+from spaceless.errors import DataError
 
 # name -> training images, test images, classes, pixels; every class of a split is equally frequent but in ImageNet
 _OFFICIAL = {
@@ -21,6 +26,7 @@ _OFFICIAL = {
     "imagenet32": (1_281_167, 50_000, 1000, 32),
 }
 _BALANCED = ("cifar10", "cifar100")
+_BLOCK = 1024  # images in memory at a time
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,8 @@ class Verification:
     """What was found in a data set; `problems` is empty if nothing contradicts its name.
 
     `per_class` are the smallest and the largest number of images of a class; `repeated_train` counts training images
-    with the pixels of an earlier one, `shared` test images with the pixels of a training image.
+    with the pixels of an earlier one, `shared` test images with the pixels of a training image. Broken images of class
+    folders are problems and count as no images; the digest of folders is a `Stream`'s.
     """
 
     name: str
@@ -81,19 +88,28 @@ def _range(counts: tuple[int, int]) -> str:
 def verify(
     name_or_path: str | os.PathLike[str], data_root: Path | None = None, image_size: int | None = None,
 ) -> Verification:
-    """Read a whole set and return the facts about it; sets in folders need `image_size`.
+    """Read a whole set and return the facts about it; class folders at 224 x 224 pixels unless asked otherwise.
 
     Raises:
-        DataError: As `load`.
+        DataError: As `load`, but for broken images in class folders: all of them are problems.
 
     """
     place = find(name_or_path, data_root)
-    data = load(name_or_path, data_root=data_root, image_size=image_size)
-    train, test = _prints(data.train_images), _prints(data.test_images)
+    problems: list[str] = []
+    if place.kind == "folders":
+        stream = open_stream(place, image_size)
+        train, train_labels, counts = _read(stream.train, stream.image_size, problems)
+        test, test_labels, _ = _read(stream.test, stream.image_size, problems)
+        mean, std = moments(counts) if train else (stream.mean, stream.std)
+        data: Images = stream
+    else:
+        data = loaded = load(name_or_path, data_root=data_root, image_size=image_size)
+        train, test = _prints(loaded.train_images), _prints(loaded.test_images)
+        train_labels, test_labels, mean, std = data.train_labels, data.test_labels, data.mean, data.std
     seen = set(train)
-    per_class = [_per_class(labels, data.classes) for labels in (data.train_labels, data.test_labels)]
-    problems = [f"class {data.class_names[label]} has no {split} images"
-                for split, labels in (("training", data.train_labels), ("test", data.test_labels))
+    per_class = [_per_class(labels, data.classes) for labels in (train_labels, test_labels)]
+    problems += [f"class {data.class_names[label]} has no {split} images"
+                for split, labels in (("training", train_labels), ("test", test_labels))
                 for label in torch.bincount(labels, minlength=data.classes).eq(0).nonzero().flatten().tolist()]
     if place.name in _OFFICIAL:
         found = (len(train), len(test), data.classes, data.image_size)
@@ -107,9 +123,28 @@ def verify(
         name=data.name, kind=place.kind, source=data.source, note=data.note, classes=data.classes,
         image_size=data.image_size, train_images=len(train), test_images=len(test), train_per_class=per_class[0],
         test_per_class=per_class[1], repeated_train=len(train) - len(seen),
-        shared=sum(image in seen for image in test), mean=data.mean, std=data.std, digest=data.digest,
+        shared=sum(image in seen for image in test), mean=mean, std=std, digest=data.digest,
         problems=tuple(problems),
     )
+
+
+def _read(files: Files, size: int, problems: list[str]) -> tuple[list[bytes], Tensor, Tensor]:
+    """Return fingerprints and labels of the sound images of a split and the histogram of all; tell of broken ones."""
+    prints: list[bytes] = []
+    sound: list[int] = []
+    counts = torch.zeros(3, 256, dtype=torch.int64)
+    for start in range(0, len(files), _BLOCK):  # all of ImageNet fits into no memory
+        paths = [files.path(number) for number in range(start, min(start + _BLOCK, len(files)))]
+        pixels = np.empty((len(paths), 3, size, size), np.uint8)
+        broken: dict[int, DataError] = {}
+        decode_into(pixels, [files.folder / path for path in paths], paths.__getitem__, crop=True, broken=broken)
+        problems += [f"{paths[i]}: {broken[i].found}" for i in sorted(broken)]
+        kept = [i for i in range(len(paths)) if i not in broken]
+        images = torch.from_numpy(pixels[kept])
+        prints += _prints(images)
+        counts += histogram(images)
+        sound += [start + i for i in kept]
+    return prints, files.labels[torch.tensor(sound, dtype=torch.int64)], counts
 
 
 def _prints(images: Tensor) -> list[bytes]:
