@@ -7,7 +7,7 @@ are those of the whole batch, and so are the statistics of batch normalisation. 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -77,6 +77,20 @@ def from_first(value: _T) -> _T:
     box: list[Any] = [value]
     dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
     return box[0]  # type: ignore[no-any-return]
+
+
+def gathered(values: Iterable[_T]) -> set[_T]:
+    """Return the union of what all processes hand in."""
+    own = set(values)
+    if not dist.is_initialized():
+        return own
+    union: set[_T] = set()
+    # By hand over the processors' wire: all_gather_object goes by the GPUs where there are some.
+    for rank in range(dist.get_world_size()):
+        box = [own]
+        dist.broadcast_object_list(box, src=rank, device=torch.device("cpu"))
+        union |= box[0]
+    return union
 
 
 def highest(*values: int) -> tuple[int, ...]:

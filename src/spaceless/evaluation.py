@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 
 import torch
 from torch import Tensor, fx, nn
 
 from spaceless.data.augment import normalise
-from spaceless.data.dataset import Dataset
+from spaceless.data.broken import LeftOut
 from spaceless.data.feed import test_batches
-from spaceless.distributed import highest, share, total
+from spaceless.data.readers import Images
+from spaceless.distributed import gathered, highest, share, total
 from spaceless.errors import InputError, Interrupted
 from spaceless.shuffle import ShuffleConv, seek, shuffles
 from spaceless.tracing import trace_graph
@@ -26,7 +27,7 @@ Split = tuple[Callable[[Tensor], tuple[Tensor, ...]], Callable[..., Tensor]]
 
 
 def evaluate(
-    model: nn.Module, data: Dataset, *, repeats: int = 1, shuffle_last: int | None = None, precision: str = "fp32",
+    model: nn.Module, data: Images, *, repeats: int = 1, shuffle_last: int | None = None, precision: str = "fp32",
     batch_size: int = 256, split: bool = True, stop: Callable[[], int | None] | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Evaluation:
@@ -45,6 +46,7 @@ def evaluate(
 
     Raises:
         Interrupted: `stop` asked for it; nothing of an evaluation is kept.
+        DataError: Too many images are broken.
 
     """
     model.eval()
@@ -53,9 +55,12 @@ def evaluate(
     prefix, tail = (_split_if_possible(model) if split and repeats > 1 else None) or (_whole, model)
     counted = torch.zeros(repeats + 2, dtype=torch.int64)  # correct in each pass, among the best five, images
     wide = min(5, data.classes)
-    with torch.inference_mode(), autocast(device, precision):
-        for number, (images, labels) in enumerate(test_batches(data, batch_size, device, share()), 1):
-            if len(images):  # nothing is left for some processes of a last, small batch
+    left_out = LeftOut(data.source, data.test_labels, data.class_names)
+    with (torch.inference_mode(), autocast(device, precision),
+          closing(test_batches(data, batch_size, device, share())) as batches):
+        for number, (images, labels, broken) in enumerate(batches, 1):
+            left_out.add(broken)
+            if len(images):  # nothing is left for some processes of a last, small batch, or all of it is broken
                 front = prefix(in_format(normalise(images, data.mean, data.std), precision))
             for repeat in range(repeats if len(images) else 0):
                 best = tail(*front).topk(wide, dim=1).indices == labels[:, None]
@@ -67,10 +72,11 @@ def evaluate(
             if progress is not None:
                 progress(min(1.0, number * batch_size / data.test_count))
     counted = total(counted)
+    left_out.join(gathered(left_out.met.values()))
     seen = int(counted[-1])
     return Evaluation(
         shuffle_last=shuffle_last, images=seen, top1=tuple((100 * counted[:-2].double() / seen).tolist()),
-        top5=100 * int(counted[-2]) / (repeats * seen) if data.classes > 5 else None,
+        top5=100 * int(counted[-2]) / (repeats * seen) if data.classes > 5 else None, left_out=left_out.paths,
     )
 
 

@@ -6,7 +6,7 @@ import hashlib
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -20,7 +20,8 @@ from torch import nn
 
 from spaceless import checkpoint
 from spaceless.cost import cost
-from spaceless.data import Dataset, load
+from spaceless.data import Images, open_images
+from spaceless.data.broken import broken_note
 from spaceless.data.controls import is_control, make_control
 from spaceless.data.find import ROOT_VARIABLE
 from spaceless.distributed import from_first, share
@@ -31,8 +32,8 @@ from spaceless.receptive import usable_field
 from spaceless.shuffle import shuffles
 from spaceless.store import WEIGHTS, Store, read_trial
 from spaceless.surgery import remove_spatial, without_shuffle
-from spaceless.training import Progress, States, train
-from spaceless.trial import Change, Evaluation, Outcome, Trial
+from spaceless.training import Progress, States, Training, train
+from spaceless.trial import Change, DataFacts, Evaluation, Outcome, Trial
 from spaceless.units import find_units
 
 
@@ -52,8 +53,8 @@ class Place:
         return Store(self.out)
 
 
-def load_data(trial: Trial, data_root: Path | None = None) -> Dataset:
-    """Return the data that `trial` names, at its size and number of images.
+def load_data(trial: Trial, data_root: Path | None = None) -> Images:
+    """Return the data that `trial` names, at its size and number of images; class folders as its recipe asks.
 
     Made data differ from seed to seed; a draw of real images does not, so that seeds share it.
 
@@ -64,15 +65,20 @@ def load_data(trial: Trial, data_root: Path | None = None) -> Dataset:
     made = is_control(trial.data)
     where = (None, None, None) if made else (data_root, os.environ.get(ROOT_VARIABLE), Path.cwd())
     return _prepared(
-        trial.data, *where, trial.image_size, trial.train_images, trial.test_images, trial.seed if made else None)
+        trial.data, *where, trial.image_size, trial.train_images, trial.test_images, trial.seed if made else None,
+        trial.recipe.augment == "resized_crop")
 
 
 @lru_cache(maxsize=2)  # the trials of a study share their data
 def _prepared(
     name: str, root: Path | None, _variable: str | None, _here: Path | None, size: int | None,
-    train_images: int | None, test_images: int | None, seed: int | None,
-) -> Dataset:
-    data = load(name, data_root=root, image_size=size) if seed is None else make_control(name, seed)
+    train_images: int | None, test_images: int | None, seed: int | None, streamed: bool,
+) -> Images:
+    data: Images
+    if seed is None:
+        data = open_images(name, data_root=root, image_size=size, streamed=streamed)
+    else:
+        data = make_control(name, seed)
     part = data.subset(train_images, test_images)
     return part if size is None else part.resized(size)
 
@@ -89,7 +95,7 @@ def build(trial: Trial, classes: int, image_size: int) -> tuple[nn.Module, list[
     )
 
 
-def _units(trial: Trial, data: Dataset) -> int:
+def _units(trial: Trial, data: Images) -> int:
     """Return how many units the network has before surgery; shapes are enough to count them."""
     try:
         with torch.device("meta"):
@@ -142,15 +148,23 @@ def run_trial(
     outcome = Outcome(
         trial=trial, status="diverged" if training.diverged else "finished", units=units, changes=tuple(changes),
         params=costs.params, macs=costs.macs, receptive_field=field and field[0], receptive_stride=field and field[1],
-        evaluations=evaluations, history=training.history, data=data.facts, precision=precision,
-        weights_sha256=hashlib.sha256(weights).hexdigest(), versions=versions(), hardware=hardware(device),
-        threads=torch.get_num_threads(), processes=mine.count, started=started.isoformat(timespec="seconds"),
+        evaluations=evaluations, history=training.history, data=_facts(data, training, evaluations),
+        precision=precision, weights_sha256=hashlib.sha256(weights).hexdigest(), versions=versions(),
+        hardware=hardware(device), threads=torch.get_num_threads(), processes=mine.count,
+        started=started.isoformat(timespec="seconds"),
         seconds=round(sum(epoch.seconds for epoch in training.history) + time.perf_counter() - trained, 3),
     )
     if mine.rank == 0:
         store.finish(outcome)
         checkpoint.discard(store.states(trial))
     return from_first(outcome)
+
+
+def _facts(data: Images, training: Training, evaluations: Sequence[Evaluation]) -> DataFacts:
+    """Return the facts of `data` with a note on the images that turned out broken."""
+    broken = broken_note({*training.left_out, *(path for each in evaluations for path in each.left_out)})
+    facts = data.facts
+    return facts.model_copy(update={"note": "; ".join(filter(None, (facts.note, broken)))})
 
 
 def evaluate_run(

@@ -270,14 +270,30 @@ def _in_processes(
     tasks, news = context.Queue(), context.Queue()
     for index in (*todo, *[None] * jobs):  # None: there is nothing left to do
         tasks.put(index)
-    arguments = (plan, place, tasks, news, threads, os.getpid())
-    workers = [context.Process(target=_work, args=arguments, daemon=True) for _ in range(jobs)]
+    arguments = (plan, place, tasks, news, threads, jobs, os.getpid())
+    # Not daemons, which may have no processes of their own to decode images.
+    workers = [context.Process(target=_work, args=arguments) for _ in range(jobs)]
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: no Ctrl-C tears a worker's imports apart
     for worker in workers:
         worker.start()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    handed_on = False
     open_trials = set(todo)
+    try:
+        _follow(workers, news, open_trials, stop, tell)
+    finally:  # if it failed, no worker goes on without anyone to tell
+        for worker in workers:
+            worker.terminate()
+    if (signum := stop()) is not None:
+        raise Interrupted(signum)
+    for index in sorted(open_trials):  # a worker died without a word: killed, or out of memory
+        tell(Event(index, "failed", error=_died(plan.planned[index].trial, workers)))
+
+
+def _follow(
+    workers: Sequence[Any], news: Any, open_trials: set[int], stop: Stop, tell: Callable[[Event], None],
+) -> None:
+    """Tell what the workers report until none is left, striking off `open_trials` what has ended."""
+    handed_on = False
     while open_trials:
         alive = any(worker.is_alive() for worker in workers)  # asked first: a worker's last news may still be coming
         try:
@@ -289,7 +305,7 @@ def _in_processes(
             tell(event)
             if event.kind in ("finished", "failed"):
                 open_trials.discard(event.index)
-        if (signum := stop()) is not None and not handed_on:
+        if stop() is not None and not handed_on:
             handed_on = True
             for worker in workers:
                 if worker.is_alive() and worker.pid is not None:
@@ -297,15 +313,12 @@ def _in_processes(
     while any(worker.is_alive() for worker in workers):  # a process ends only when its last news are fetched
         with suppress(queue.Empty):
             news.get(timeout=_PATIENCE)
-    if (signum := stop()) is not None:
-        raise Interrupted(signum)
-    for index in sorted(open_trials):  # a worker died without a word: killed, or out of memory
-        tell(Event(index, "failed", error=_died(plan.planned[index].trial, workers)))
 
 
-def _work(plan: Plan, place: Place, tasks: Any, news: Any, threads: int, parent: int) -> None:
+def _work(plan: Plan, place: Place, tasks: Any, news: Any, threads: int, jobs: int, parent: int) -> None:
     """Run trials until there are none left, a signal comes or the parent is gone."""
     torch.set_num_threads(threads)
+    os.environ["LOCAL_WORLD_SIZE"] = str(jobs)  # as under torchrun: the processors are shared by as many
     last_told = 0.0
 
     def tell(event: Event) -> None:

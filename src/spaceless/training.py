@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,10 @@ from torch.nn import functional
 
 from spaceless import checkpoint
 from spaceless.data.augment import normalise
-from spaceless.data.dataset import Dataset
+from spaceless.data.broken import Broken, LeftOut
 from spaceless.data.feed import steps_per_epoch, training_batches
-from spaceless.distributed import from_first, highest, share, spread, total
+from spaceless.data.readers import Images
+from spaceless.distributed import from_first, gathered, highest, share, spread, total
 from spaceless.errors import Interrupted
 from spaceless.evaluation import autocast, in_format
 from spaceless.schedule import learning_rate
@@ -51,14 +53,18 @@ class States:
 
 @dataclass(frozen=True)
 class Training:
-    """What came of a training: its epochs, and whether the loss or a weight ended up not being a number."""
+    """What came of a training: its epochs, and whether the loss or a weight ended up not being a number.
+
+    `left_out` are the paths of the broken images that it met.
+    """
 
     history: tuple[Epoch, ...]
     diverged: bool
+    left_out: tuple[str, ...] = ()
 
 
 def train(
-    model: nn.Module, data: Dataset, recipe: Recipe, seed: int, *, precision: str = "fp32",
+    model: nn.Module, data: Images, recipe: Recipe, seed: int, *, precision: str = "fp32",
     states: States | None = None, stop: Callable[[], int | None] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Training:
@@ -66,7 +72,7 @@ def train(
 
     Args:
         model: On the device to train on; it ends in training mode with the weights of the last step.
-        data: Images stay uint8 and are moved to the device of `model` as one tensor.
+        data: Images stay uint8; those in memory are moved to the device of `model` as one tensor.
         recipe: Optimiser, schedule, batch size, epochs, augmentation.
         seed: Everything random derives from it.
         precision: `fp32` or `bf16` (autocast; weights stay fp32).
@@ -76,6 +82,7 @@ def train(
 
     Raises:
         Interrupted: `stop` asked for it. The same call goes on from there.
+        DataError: Too many images are broken.
 
     """
     device = next(iter(model.parameters())).device
@@ -97,14 +104,18 @@ def train(
         if mine.rank == 0:  # the sums of all processes are in it
             sums = resumed["sums"].to(device)
         history = [Epoch(**epoch) for epoch in resumed["history"]]
+    left_out = LeftOut(data.source, data.train_labels, data.class_names,
+                       (Broken(*image) for image in (resumed or {}).get("broken", ())))
     saved = resume_mark = time.perf_counter()
 
     def save() -> None:
         summed = total(sums)
+        left_out.join(gathered(left_out.met.values()))
         if states and mine.rank == 0:
             content = {
                 "model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "sums": summed,
                 "spent": spent + time.perf_counter() - resume_mark, "history": [e.model_dump() for e in history],
+                "broken": [tuple(image) for image in sorted(left_out.met.values())],
             }
             checkpoint.save(states.folder, content, step, states.trial)
         if mine.rank:
@@ -112,10 +123,15 @@ def train(
         else:
             sums.copy_(summed)
 
-    batches = training_batches(data, recipe, seed, step, device, mine)
+    def ended(diverged: bool) -> Training:
+        left_out.join(gathered(left_out.met.values()))
+        return Training(tuple(history), diverged, left_out.paths)
+
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), spread(model) as parallel:
-        for x, y in batches:
+    with (torch.random.fork_rng(devices=devices), spread(model) as parallel,
+          closing(training_batches(data, recipe, seed, step, device, mine)) as batches):
+        for x, y, broken in batches:
+            left_out.add(broken)
             epoch, within = divmod(step, per_epoch)
             rate = learning_rate(recipe, step / last)
             for group in optimizer.param_groups:
@@ -147,7 +163,7 @@ def train(
             if step % per_epoch == 0:
                 mean, correct, seen = total(sums).tolist()
                 if not math.isfinite(mean):
-                    return Training(tuple(history), diverged=True)
+                    return ended(diverged=True)
                 history.append(Epoch(
                     epoch=epoch + 1, loss=mean / seen, top1=100 * correct / seen, learning_rate=rate,
                     seconds=seconds, images_per_second=seen / seconds,
@@ -160,7 +176,7 @@ def train(
                 saved = time.perf_counter()
             if asked:
                 raise Interrupted(asked)
-    return Training(tuple(history), diverged=not _finite(model))  # the last step has no loss after it that would tell
+    return ended(diverged=not _finite(model))  # the last step has no loss after it that would tell
 
 
 def _finite(model: nn.Module) -> bool:
