@@ -19,7 +19,9 @@ import numpy.typing as npt
 from spaceless.errors import DataError
 
 LARGEST_FILE = 2 << 30  # bytes: a batch of ImageNet-64 has 1.6e9
-MOST_OPCODES = 20_000_000
+MOST_OPCODES = 5_000_000  # CIFAR-100 has 0.3 million; each may cost a hundred bytes and a microsecond
+LARGEST_NUMBER = 1 << 40  # in a place where a huge one costs: a length, a number in the memo
+LONGEST_KEY = 200  # characters
 
 _MEANINGS = {
     ("numpy.core.multiarray", "_reconstruct"): "reconstruct",
@@ -82,7 +84,7 @@ def read_pickle(data: bytes, file: str | Path) -> dict[str, Any]:
         value = _Reader(data, file).run()
         if not isinstance(value, dict):
             raise _DamagedError(f"a {type(value).__name__}, not a dictionary")
-        keys = [key.decode("latin-1") if isinstance(key, bytes) else str(key) for key in value]
+        keys = [key.decode("latin-1") if isinstance(key, bytes) else key for key in value]
         items = [item.value if isinstance(item, _Array) else item for item in value.values()]
         return dict(zip(keys, items, strict=True))
     except DataError:
@@ -107,11 +109,13 @@ class _Reader:
         self.budget = len(data)
 
     def run(self) -> Any:
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(self.data)):
+        for count, (opcode, argument, place) in enumerate(pickletools.genops(self.data)):
             if count >= MOST_OPCODES:
                 raise _refused(self.file, f"over {MOST_OPCODES:,} pickle opcodes", "fewer")
             if opcode.name == "STOP":
-                return self.stack.pop()
+                if len(self.stack) != 1 or place is None or place + 1 != len(self.data):
+                    raise _DamagedError("more than one value")  # another reader might load the next pickle as well
+                return self.top()
             self.step(opcode.name, argument)
         raise _DamagedError("no STOP")
 
@@ -123,10 +127,10 @@ class _Reader:
                 stack.append(argument)
             case _ if opcode in _LITERALS:
                 stack.append(_LITERALS[opcode])
-            case "BINPUT" | "LONG_BINPUT" | "PUT":
-                self.memo[argument] = stack[-1]
+            case "BINPUT" | "LONG_BINPUT" | "PUT" if 0 <= argument < LARGEST_NUMBER:  # huge ones can share a hash
+                self.memo[argument] = self.top()
             case "MEMOIZE":
-                self.memo[len(self.memo)] = stack[-1]
+                self.memo[len(self.memo)] = self.top()
             case "BINGET" | "LONG_BINGET" | "GET":
                 stack.append(self.memo[argument])
             case "MARK":
@@ -164,17 +168,23 @@ class _Reader:
                 self.build(*self.popped(1))
             case "PROTO" if argument <= 5:
                 pass
-            case "FRAME":
+            case "FRAME" if argument <= len(self.data):
                 pass
             case _:
                 what = f" {argument[:60]!r}" if isinstance(argument, str) else ""
                 raise _refused(self.file, f"the pickle opcode {opcode}{what}", "plain data only")
 
+    def top(self) -> Any:
+        """Return the last value on the stack, which stays there."""
+        if not self.stack or self.stack[-1] is _Mark:
+            raise _DamagedError("an empty stack")
+        return self.stack[-1]
+
     def popped(self, count: int) -> list[Any]:
         """Take the last `count` values off the stack."""
-        if len(self.stack) < count:
-            raise _DamagedError("an empty stack")
         values = self.stack[-count:]
+        if len(values) < count or any(value is _Mark for value in values):
+            raise _DamagedError("an empty stack")
         del self.stack[-count:]
         return values
 
@@ -188,24 +198,28 @@ class _Reader:
         raise _DamagedError("no mark")
 
     def append(self, values: list[Any]) -> None:
-        if not isinstance(self.stack[-1], list):
+        target = self.top()
+        if not isinstance(target, list):
             raise _DamagedError("values for a list, and no list")
-        self.stack[-1].extend(values)
+        target.extend(values)
 
     def set_items(self, items: list[Any]) -> None:
-        if not isinstance(self.stack[-1], dict) or len(items) % 2:
+        target = self.top()
+        if not isinstance(target, dict) or len(items) % 2:
             raise _DamagedError("items for a dictionary, and no dictionary")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            if not isinstance(key, str | bytes | int):
-                raise _DamagedError(f"a {type(key).__name__} as key")
-            self.stack[-1][key] = value
+            # Numbers can be chosen to share a hash, and long texts take long to compare: both without end.
+            if not isinstance(key, str | bytes) or len(key) > LONGEST_KEY:
+                raise _DamagedError(f"a {'long ' if isinstance(key, str | bytes) else ''}{type(key).__name__} as key")
+            target[key] = value
 
     def name(self, module: Any, name: Any) -> _Name:
         # Values are looked at as text only if they are text: printing or hashing nested tuples can take for ever.
         if not isinstance(module, str) or not isinstance(name, str):
             raise _DamagedError("a name that is no text")
         if (module, name) not in _MEANINGS:
-            raise _refused(self.file, f"a pickle that names {f'{module}.{name}'[:80]}", "arrays and plain data only")
+            raise _refused(
+                self.file, f"a pickle that names {f'{module[:80]}.{name[:80]}'[:80]}", "arrays and plain data only")
         return _Name(_MEANINGS[module, name])
 
     def reduce(self, function: Any, arguments: Any) -> Any:
@@ -213,9 +227,9 @@ class _Reader:
         if not isinstance(function, _Name) or not isinstance(arguments, tuple):
             raise _DamagedError("a call of something that is no array")
         match function.meaning, arguments:
-            case "reconstruct", (_Name("ndarray"), *_):
+            case "reconstruct", (_Name("ndarray"), (0,), "b" | b"b"):
                 return _Array()
-            case "dtype", (str(code), *_) if re.fullmatch(r"[<>|=]?[biuf][1248]", code):
+            case "dtype", (str(code), 0, 1) if re.fullmatch(r"[<>|=]?[biuf][1248]", code):
                 return _Type(np.dtype(code))
             case "encode", (str(text), "latin1" | "latin-1"):
                 return self.raw(text)
@@ -223,12 +237,12 @@ class _Reader:
 
     def build(self, state: Any) -> None:
         """Fill the array on top of the stack, or set the byte order of the type there."""
-        match self.stack[-1], state:
-            case _Type() as target, (_, "<" | ">" | "|" | "=" as order, None, None, None, *_):
+        match self.top(), state:
+            case _Type() as target, (3, "<" | ">" | "|" | "=" as order, None, None, None, -1, -1, 0):
                 target.dtype = target.dtype.newbyteorder(order)
-            case _Array(None) as array, (_, tuple(shape), _Type(dtype), int(by_columns), str() | bytes() as content):
+            case _Array(None) as array, (1, tuple(shape), _Type(dtype), int(by_columns), str() | bytes() as content):
                 raw = self.raw(content)
-                if len(shape) > 4 or not all(type(n) is int and n >= 0 for n in shape):
+                if len(shape) > 4 or not all(type(n) is int and 0 <= n < LARGEST_NUMBER for n in shape):
                     raise _DamagedError("an array without a shape")
                 if prod(shape) * dtype.itemsize != len(raw):
                     raise _DamagedError(f"{len(raw)} bytes for an array of shape {shape} and type {dtype}")
