@@ -1,8 +1,10 @@
 """The official archives, written tiny and read back pixel by pixel."""
 
+import gzip
 import io
 import pickle
 import tarfile
+import time
 
 import numpy as np
 import pytest
@@ -141,9 +143,13 @@ def test_missing_and_cut_files_are_named(tmp_path):
         load("cifar10", data_root=tmp_path)
 
 
-def test_class_names_must_be_there(tmp_path):
+@pytest.mark.parametrize("meta", [
+    {"other": 1}, {"fine_label_names": 5}, {"fine_label_names": "abc"}, {"fine_label_names": {"a": "b"}},
+    {"fine_label_names": np.arange(3)}, {"fine_label_names": []}, {"fine_label_names": ["a", ("b",)]},
+], ids=str)
+def test_class_names_must_be_there(meta, tmp_path):
     files = contents("cifar-100-python")[0]
-    write_folder(tmp_path / "cifar-100-python", files | {"meta": pickle.dumps({"other": 1}, 2)})
+    write_folder(tmp_path / "cifar-100-python", files | {"meta": pickle.dumps(meta, 2)})
     with pytest.raises(DataError, match="meta: found no class names"):
         load("cifar100", data_root=tmp_path)
 
@@ -169,9 +175,54 @@ def test_damaged_tars(tmp_path, monkeypatch):
         with pytest.raises(DataError, match=r"cifar-100-python\.tar\.gz"):
             load(path)
     path.write_bytes(whole)
-    monkeypatch.setattr(archives, "LARGEST_FILE", 1000)
-    with pytest.raises(DataError, match="at most 1,000"):
+    assert load(path).train_count == BATCH
+    monkeypatch.setattr(archives, "_MOST_UNPACKED", 1000)
+    with pytest.raises(DataError, match=r"cifar-100-python\.tar\.gz: found over 1,000 bytes"):
         load(path)
+
+
+def header(kind, size):
+    info = tarfile.TarInfo("x")
+    info.type, info.size = kind, size
+    return info.tobuf(tarfile.USTAR_FORMAT)
+
+
+HOSTILE_TARS = {
+    "long names of long names": ((header(b"L", 512) + b"a" * 512) * 900, "no meta, test, train"),
+    "digits that take quadratic time": (header(b"x", 1 << 20) + b"1" * (1 << 20), "no meta, test, train"),
+    "a sparse size that is none": (header(b"x", 512) + b"22 GNU.sparse.size=xx\n".ljust(512, b"\0"), "no meta"),
+    "sparse": (header(b"S", 512) + bytes(512), "damaged"),
+    "negative": (b"".join([header(b"0", 0)[:124], b"\xff" * 12, header(b"0", 0)[136:]]), "damaged"),
+    "a name of a terabyte": (header(b"L", 1 << 40) if 1 << 40 < 8**11 else header(b"L", 8**11 - 1), "bytes unpacked"),
+    "more than there is": (header(b"0", 5000) + bytes(512), "early end"),
+    "any number of members": (header(b"0", 0) * 5000, "over 1,000 members"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE_TARS)
+def test_hostile_tars(case, tmp_path):
+    content, says = HOSTILE_TARS[case]
+    path = tmp_path / "cifar-100-python.tar.gz"
+    path.write_bytes(gzip.compress(content, 1))
+    begun = time.process_time()
+    with pytest.raises(DataError, match=says) as caught:
+        load(path)
+    assert path.name in str(caught.value)
+    assert time.process_time() - begun < 2
+
+
+def test_extended_headers_and_folders_are_passed_over(tmp_path):
+    files, expected, _ = contents("cifar-100-python")
+    path = tmp_path / "cifar-100-python.tar.gz"
+    with tarfile.open(path, "w:gz", format=tarfile.PAX_FORMAT) as archive:
+        folder = tarfile.TarInfo("cifar-100-python")
+        folder.type, folder.size = tarfile.DIRTYPE, 1000  # without content, whatever it says
+        archive.addfile(folder)
+        for name, content in files.items():
+            info = tarfile.TarInfo(f"cifar-100-python/{name}")
+            info.size, info.pax_headers = len(content), {"comment": "a" * 2000}
+            archive.addfile(info, io.BytesIO(content))
+    np.testing.assert_array_equal(load(path).train_images.numpy(), expected[0])
 
 
 def test_links_in_a_tar_are_not_followed(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -24,6 +25,11 @@ _LABEL_BYTES = {"cifar-100-binary": 2, "cifar-10-batches-bin": 1}  # before the 
 _FINE_LABELS = ("fine_labels", "labels")
 _FINE_NAMES = ("fine_label_names", "label_names")
 _CIFAR_PIXELS = 3 * 32 * 32
+_MOST_UNPACKED = 1 << 30  # bytes of a .tar.gz; those of CIFAR unpack to 0.18e9
+_MOST_MEMBERS = 1000  # they have ten
+_BLOCK = tarfile.BLOCKSIZE
+_WITHOUT_CONTENT = (
+    tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE)
 
 
 def read_archive(place: Location) -> Parts:
@@ -65,14 +71,13 @@ def _contents(place: Location, names: tuple[str, ...]) -> Iterator[tuple[str, by
     missing = set(names)
     batches: dict[str, bytes] = {}
     try:
-        with tarfile.open(place.path, "r|gz") as archive:  # one pass: seeking back would decompress anew
-            for member in archive:
+        with gzip.open(place.path) as stream:
+            for member in _members(stream, place.path):
                 name = member.name.removeprefix("./").removeprefix(f"{place.kind}/")
-                if name in missing and member.isreg():
-                    _bounded(Path(f"{place.path}/{name}"), member.size)
-                    stream = archive.extractfile(member)
-                    assert stream is not None  # it is a regular file
-                    batches[name] = stream.read()
+                wanted = name in missing and member.isreg()
+                content = _content(stream, member, keep=wanted)
+                if wanted:
+                    batches[name] = content
                     missing.remove(name)
                 if not missing:
                     break
@@ -82,6 +87,45 @@ def _contents(place: Location, names: tuple[str, ...]) -> Iterator[tuple[str, by
         raise _problem(place.path, f"no {', '.join(sorted(missing))} in it", "the complete official archive")
     for name in names:  # the members come in any order, the images must not
         yield name, batches.pop(name)
+
+
+def _members(stream: gzip.GzipFile, path: Path) -> Iterator[tarfile.TarInfo]:
+    """Yield the headers of an archive; the content of each must be taken off `stream` before the next.
+
+    `tarfile.open` would be shorter, but extended headers of a hostile file cost it any memory and quadratic time. No
+    official archive has them; they are passed over here like any other member.
+    """
+    unpacked = 0
+    for _ in range(_MOST_MEMBERS):
+        block = stream.read(_BLOCK)
+        if not block.strip(b"\0"):  # the end
+            return
+        member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        if member.size < 0 or member.type == tarfile.GNUTYPE_SPARSE:
+            raise tarfile.ReadError("a member of no official archive")
+        unpacked += _BLOCK + member.size
+        if unpacked > _MOST_UNPACKED:
+            raise _problem(path, f"over {_MOST_UNPACKED:,} bytes unpacked", "the official .tar.gz")
+        yield member
+    raise _problem(path, f"over {_MOST_MEMBERS:,} members", "the official .tar.gz")
+
+
+def _content(stream: gzip.GzipFile, member: tarfile.TarInfo, *, keep: bool) -> bytes:
+    """Take the content of `member` off the stream, and return it if it is to be kept."""
+    size = 0 if member.type in _WITHOUT_CONTENT else member.size
+    padding = -size % _BLOCK
+    if keep:
+        content = stream.read(size)
+        if len(content) != size or len(stream.read(padding)) != padding:
+            raise EOFError("an early end")
+        return content
+    left = size + padding
+    while left:
+        passed = len(stream.read(min(left, 1 << 20)))
+        if not passed:
+            raise EOFError("an early end")
+        left -= passed
+    return b""
 
 
 def _bounded(path: Path, size: int) -> None:
@@ -119,10 +163,9 @@ def _read_pickled(content: bytes, label: str, kind: str) -> tuple[_Array, _Array
 
 def _class_names(meta: dict[str, Any], label: str) -> tuple[str, ...]:
     names = next((meta[key] for key in _FINE_NAMES if key in meta), None)
-    names = [name.decode("latin-1") if isinstance(name, bytes) else name for name in names or ()]
-    if not names or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, list) or not names or not all(isinstance(name, str | bytes) for name in names):
         raise _problem(label, "no class names", f"a list {' or '.join(_FINE_NAMES)}")
-    return tuple(names)
+    return tuple(name.decode("latin-1") if isinstance(name, bytes) else name for name in names)
 
 
 def _joined(batches: list[tuple[_Array, _Array]], path: Path) -> tuple[Tensor, Tensor]:
