@@ -103,7 +103,7 @@ def test_files_too_large_and_files_that_are_gone(tmp_path, monkeypatch):
 
 
 def test_pixels_that_do_not_fit_into_memory(monkeypatch):
-    monkeypatch.setattr(images, "_memory", lambda: 16_000_000_000)
+    monkeypatch.setattr(images, "memory", lambda: 16_000_000_000)
     with pytest.raises(DataError, match=r"192\.9 GB of pixels .*memory, 16\.0 GB; choose a smaller image size"):
         empty_pixels(1_281_167, 224, "imagenet")
     assert empty_pixels(10, 4, "small").shape == (10, 3, 4, 4)

@@ -162,6 +162,29 @@ def test_damaged_files(tmp_path):
             load(path)
 
 
+@pytest.mark.parametrize("packing", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_packings_that_numpy_never_writes_are_refused(packing, tmp_path):
+    path = tmp_path / "set.npz"
+    with zipfile.ZipFile(path, "w", packing) as archive:
+        for key, array in arrays().items():
+            archive.writestr(f"{key}.npy", npy(array))
+    with pytest.raises(DataError, match=r"set\.npz: x_train: found compression method \d+"):
+        load(path)
+
+
+def test_more_than_the_memory_is_refused_before_it_is_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr(npz, "memory", lambda: 600)
+    with pytest.raises(DataError, match="at most 600"):
+        load(save(tmp_path / "set.npz", arrays()))
+
+
+def test_names_without_end_are_cut_in_the_message(tmp_path):
+    path = save(tmp_path / "set.npz", {"a" * 60_000 + str(i): np.zeros(1) for i in range(8)})
+    with pytest.raises(DataError, match=r"found arrays aaa") as caught:
+        load(path)
+    assert len(str(caught.value)) < 700
+
+
 def test_the_zip_directory_may_not_claim_more_than_the_limit(tmp_path, monkeypatch):
     path = save(tmp_path / "set.npz", arrays())
     monkeypatch.setattr(npz, "MOST_BYTES", 500)

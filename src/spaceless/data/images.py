@@ -36,17 +36,18 @@ def empty_pixels(
     count: int, size: int, what: str, cure: str = "choose a smaller image size, or keep fewer images",
 ) -> npt.NDArray[np.uint8]:
     """Return room for (count, 3, size, size) pixels, or raise DataError if this machine's memory cannot hold them."""
-    needed, memory = count * 3 * size * size, _memory()
-    if needed > memory:
+    needed, room = count * 3 * size * size, memory()
+    if needed > room:
         raise DataError(
             what, found=f"{needed / 1e9:,.1f} GB of pixels ({count:,} images of {size} x {size})",
-            expected=f"at most this machine's memory, {memory / 1e9:,.1f} GB",
+            expected=f"at most this machine's memory, {room / 1e9:,.1f} GB",
             cure=cure,
         )
     return np.empty((count, 3, size, size), np.uint8)
 
 
-def _memory() -> int:
+def memory() -> int:
+    """Return how many bytes of memory this machine has."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # not every system tells

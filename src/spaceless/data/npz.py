@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zipfile
-import zlib
 from math import prod
 from pathlib import Path
 from typing import IO, Any
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from spaceless.data.dataset import Parts, numbered_classes
+from spaceless.data.images import memory
 from spaceless.errors import DataError
 
 KEYS = (
@@ -27,6 +27,7 @@ MOST_BYTES = 8 << 30  # of all arrays together, unpacked
 _Array = npt.NDArray[Any]
 _CHANNELS = (1, 3)
 _PIECE = 1 << 20
+_PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # NumPy's two; of the others LZMA takes memory as it likes
 
 
 def read_npz(path: Path) -> Parts:
@@ -44,13 +45,17 @@ def read_npz(path: Path) -> Parts:
             keys = next((keys for keys in KEYS if set(keys) <= set(members)), None)
             if keys is None:
                 expected = " or ".join(", ".join(keys) for keys in KEYS)
-                raise _problem(path, f"arrays {', '.join(sorted(members)[:8]) or 'none'}", expected, "rename them")
+                found = ", ".join(sorted(members)[:8])[:200]
+                raise _problem(path, f"arrays {found or 'none'}", expected, "rename them")
             wanted = [*keys, *(key for key in (NAMES_KEY, NOTE_KEY) if key in members)]
             declared = sum(members[key].file_size for key in wanted)
-            if declared > MOST_BYTES:
-                raise _problem(path, f"{declared:,} bytes unpacked", f"at most {MOST_BYTES:,}", "keep fewer images")
+            limit = min(MOST_BYTES, memory())
+            if declared > limit:
+                raise _problem(path, f"{declared:,} bytes unpacked", f"at most {limit:,}", "keep fewer images")
             arrays = {key: _array(archive, members[key], f"{path}: {key}") for key in wanted}
-    except (zipfile.BadZipFile, EOFError, OSError, zlib.error, NotImplementedError, RuntimeError, ValueError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # broken bytes raise whatever zipfile and NumPy stumble over
         raise _problem(path, f"a damaged file ({str(error)[:120]})", "an .npz", "replace it") from error
     images = [_images(arrays[key], f"{path}: {key}") for key in keys[::2]]
     labels = [_labels(arrays[key], f"{path}: {key}") for key in keys[1::2]]
@@ -61,6 +66,8 @@ def read_npz(path: Path) -> Parts:
 
 def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, what: str) -> _Array:
     """Read one array whose header must account for every byte the member declares; its checksum is checked."""
+    if member.compress_type not in _PACKINGS:
+        raise _problem(what, f"compression method {member.compress_type}", "none or deflate", "use np.savez")
     with archive.open(member) as stream:
         shape, by_columns, dtype = _header(stream)
         if dtype.hasobject:

@@ -132,7 +132,9 @@ def _opened(file: Path) -> Any:
     import pyarrow.parquet as pq
 
     try:
-        return pq.ParquetFile(file)
+        table = pq.ParquetFile(file)
+        _ = table.schema_arrow  # made when it is asked for, and broken metadata break it
+        return table
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: damaged names of columns
         raise _problem(file, f"a damaged file ({str(error)[:120]})", "parquet", "replace it") from error
 
