@@ -10,9 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from spaceless import checkpoint
 from spaceless.data import Dataset, feed
 from spaceless.data.augment import draw_crops, normalise
-from spaceless.errors import Interrupted
+from spaceless.errors import CheckpointError, Interrupted
 from spaceless.evaluation import evaluate
 from spaceless.models import GlobalAveragePool
 from spaceless.schedule import learning_rate
@@ -150,6 +151,19 @@ def test_bf16_resumes_bit_identically_too(tmp_path):
     with pytest.raises(Interrupted):
         train(network(), made_data(), SGD, 3, states=states, stop=after(5), precision="bf16")
     same((model, training), (resumed, train(resumed, made_data(), SGD, 3, states=states, precision="bf16")))
+
+
+@pytest.mark.parametrize("change", [
+    {"model": {}}, {"model": 5}, {"optimizer": {"state": {}}}, {"step": "x"}, {"step": None}, {"sums": [1]},
+    {"sums": torch.zeros(2)}, {"history": [{"epoch": 1}]}, {"history": 5},
+], ids=str)
+def test_a_state_of_another_shape_is_named(change, tmp_path):
+    states = States(tmp_path / "states", "abc")
+    with pytest.raises(Interrupted):
+        train(network(), made_data(), SGD, 3, states=states, stop=after(5))
+    checkpoint.save(states.folder, checkpoint.load_latest(states.folder, "abc") | change, 6, "abc")
+    with pytest.raises(CheckpointError, match=r"states: found .*; remove this folder"):
+        train(network(), made_data(), SGD, 3, states=states)
 
 
 def test_the_state_of_another_trial_is_not_used(tmp_path):

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as load_weights
 from safetensors.torch import save as dump_weights
 from torch import nn
@@ -209,7 +210,7 @@ def evaluate_run(
             cure="leave --shuffle-last out: its last units have no places left to shuffle",
         )
     model, _ = build(trial, data.classes, data.image_size)
-    model.load_state_dict(_checked_weights(weights, outcome))
+    _load_checked(model, weights, outcome)
     if shuffle_last is not None:
         model = without_shuffle(model)
         if shuffle_last:
@@ -230,14 +231,20 @@ def evaluate_run(
     return found
 
 
-def _checked_weights(path: Path, outcome: Outcome) -> dict[str, torch.Tensor]:
+def _load_checked(model: nn.Module, path: Path, outcome: Outcome) -> None:
+    """Put the weights in `path` into `model`; InputError unless they are those of `outcome` and of this network."""
+    cure = "remove this trial's folder and run it again"
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != outcome.weights_sha256:
         raise InputError(
             str(path), found="other content than the training wrote", expected=f"SHA-256 {outcome.weights_sha256}",
-            cure="remove this trial's folder and run it again",
+            cure=cure,
         )
-    return load_weights(content)
+    try:  # the digest only says that the outcome is as old as the weights
+        model.load_state_dict(load_weights(content))
+    except (SafetensorError, RuntimeError, ValueError) as error:
+        found = f"{type(error).__name__}: {error}".splitlines()[0][:120]
+        raise InputError(str(path), found=found, expected="the weights of this network", cure=cure) from error
 
 
 def _field(model: nn.Module, image_size: int) -> tuple[int, int] | None:

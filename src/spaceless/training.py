@@ -24,7 +24,7 @@ from spaceless.data.broken import Broken, LeftOut
 from spaceless.data.feed import steps_per_epoch, training_batches
 from spaceless.data.readers import Images
 from spaceless.distributed import from_first, gathered, highest, share, spread, total
-from spaceless.errors import Interrupted
+from spaceless.errors import CheckpointError, Interrupted
 from spaceless.evaluation import autocast, in_format
 from spaceless.schedule import learning_rate
 from spaceless.seeds import derive
@@ -97,13 +97,19 @@ def train(
     history: list[Epoch] = []
     step, spent, sums = 0, 0.0, torch.zeros(3, dtype=torch.float64, device=device)  # loss, correct, images
     resumed = from_first(checkpoint.load_latest(states.folder, states.trial) if states and mine.rank == 0 else None)
-    if resumed:
-        model.load_state_dict(resumed["model"])
-        optimizer.load_state_dict(resumed["optimizer"])
-        step, spent = resumed["step"], resumed["spent"]
-        if mine.rank == 0:  # the sums of all processes are in it
-            sums = resumed["sums"].to(device)
-        history = [Epoch(**epoch) for epoch in resumed["history"]]
+    if states and resumed:
+        try:
+            model.load_state_dict(resumed["model"])
+            optimizer.load_state_dict(resumed["optimizer"])
+            step, spent = int(resumed["step"]), float(resumed["spent"])
+            if mine.rank == 0:  # the sums of all processes are in it
+                sums.copy_(resumed["sums"])
+            history = [Epoch(**epoch) for epoch in resumed["history"]]
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise CheckpointError(
+                str(states.folder), found=f"{type(error).__name__}: {error}".splitlines()[0][:120],
+                expected="a state of this training", cure="remove this folder, and the training starts again",
+            ) from error
     left_out = LeftOut(data.source, data.train_labels, data.class_names,
                        (Broken(*image) for image in (resumed or {}).get("broken", ())))
     saved = resume_mark = time.perf_counter()
