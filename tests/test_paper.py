@@ -481,3 +481,9 @@ def test_imagenet_is_streamed_at_every_scale(preset: str) -> None:
     for each in trials:
         assert (each.recipe.augment == "resized_crop") == (each.data == "imagenet")
     assert any(each.data == "imagenet" for each in trials)
+
+
+@pytest.mark.parametrize("text", ["a=" + "[" * 5000, f"[{'.'.join('a' * 5000)}]\nb = 1"], ids=["lists", "tables"])
+def test_a_study_nested_without_end_is_bad_input(text, tmp_path):
+    with pytest.raises(InputError, match=r"study\.toml: found maximum recursion depth"):
+        load_study(study_file(tmp_path, text, "study.toml"))

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from spaceless.study import Plan, Tally
 
 _ONE_LINE = 110  # characters; a longer error message is broken where its parts meet
+_LONGEST = 4000  # characters of an error message
 
 app = App(
     name="spaceless", version=__version__, help_format="markdown", default_parameter=Parameter(negative=""),
@@ -471,6 +472,8 @@ def main() -> None:
 def _fail(message: str, status: int) -> NoReturn:
     """Print an error in at most three lines and leave with `status`."""
     text = message if message.startswith(("error: ", "interrupted")) else f"error: {message}"
+    # Names out of a file may hold anything, and a terminal would obey some of it.
+    text = "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text[:_LONGEST])
     if len(text) > _ONE_LINE:  # one line for each of: what was found, what was expected, how to mend it
         text = text.replace(", expected ", ",\n  expected ", 1).replace("; ", ";\n  ", 1)
     if status == 1 or os.environ.get("RANK", "0") == "0":  # what is wrong with the input all processes find alike

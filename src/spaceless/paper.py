@@ -269,10 +269,11 @@ def load_study(path: str | Path) -> Experiment:
     """Return the experiment in a user's TOML file, or raise InputError naming the file and the first bad field."""
     try:
         fields = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # a decoding error and a TOML error are ValueErrors
+        name = re.sub(r"[^\w.-]+", "-", Path(path).stem)
+        text = json.dumps({"name": name} | fields, default=str)
+    except (OSError, ValueError, RecursionError) as error:  # a decoding error and a TOML error are ValueErrors
         raise InputError(str(path), found=error, expected="a TOML file with [[series]]", cure="correct it") from None
-    fields = {"name": re.sub(r"[^\w.-]+", "-", Path(path).stem)} | fields
-    study = parse(Experiment, json.dumps(fields, default=str), str(path))
+    study = parse(Experiment, text, str(path))
     try:
         _ = study.trials(study.scale or PRESETS["paper"]), study.printed_all
     except InputError as error:
