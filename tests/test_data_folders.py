@@ -123,7 +123,7 @@ def test_a_class_of_broken_images_is_an_error(pets):
 
 
 def test_what_does_not_fit_into_memory_can_be_streamed(pets, monkeypatch):
-    monkeypatch.setattr("spaceless.data.images._memory", lambda: 700)
+    monkeypatch.setattr("spaceless.data.images.memory", lambda: 700)
     with pytest.raises(DataError, match="--recipe imagenet"):
         load(pets, image_size=8)
     with pytest.raises(DataError, match=r"no image size.*--recipe imagenet"):
