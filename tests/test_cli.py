@@ -16,7 +16,7 @@ from commands import STUDY, Commands, is_an_error, train, tree
 from spaceless import cli
 from spaceless.errors import InputError, Interrupted, SpacelessError
 from spaceless.paper import Experiment, Planned, experiments
-from spaceless.study import Plan
+from spaceless.studies import Plan
 from spaceless.trial import RECIPES, Trial
 
 torch.set_num_threads(1)
@@ -219,7 +219,7 @@ def test_a_study_from_end_to_end(spaceless, tmp_path):
 
 def test_a_dry_run_of_everything_heads_each_study_by_question_command_and_cost(spaceless, monkeypatch, tmp_path):
     two = {name: experiments()[name] for name in ("table2-left", "fig10-channel-shuffle")}
-    monkeypatch.setattr("spaceless.study.experiments", lambda: two)
+    monkeypatch.setattr("spaceless.studies.experiments", lambda: two)
     monkeypatch.setattr("spaceless.estimate._images_per_second", lambda *_: 100.0)
     status, out, err = spaceless("study", "all", "--preset", "paper", "--dry-run", "--k-step", 13)
     assert status == 0, err
@@ -241,7 +241,7 @@ def test_everything_at_once_ends_with_one_page_of_all_sections(spaceless, monkey
         return Experiment.model_validate({"name": name, "title": f"With {method}", "series": [series]})
 
     two = {"first": tiny("first", "shuffle"), "second": tiny("second", "conv1x1")}
-    for room in ("paper", "study", "report"):
+    for room in ("paper", "studies", "report"):
         monkeypatch.setattr(f"spaceless.{room}.experiments", lambda: two)
     words = ("study", "all", "--preset", "smoke", "--train-images", 64, "--test-images", 20, "--epochs", 1,
              "--width", 1.0, "--k-step", 2, "--repeats", 2)

@@ -9,7 +9,7 @@ from spaceless.errors import DataError
 from spaceless.estimate import check, estimate
 from spaceless.paper import PRESETS, Scale, experiment
 from spaceless.run import Place
-from spaceless.study import plan_all
+from spaceless.studies import plan_all
 from tiny_studies import planned, trial
 
 

@@ -12,9 +12,11 @@ import torch
 
 from spaceless import study as study_module
 from spaceless.errors import InputError, Interrupted
+from spaceless.estimate import check
 from spaceless.paper import PRESETS
 from spaceless.run import Place
-from spaceless.study import Event, check, plan_study, run_study
+from spaceless.studies import plan_study
+from spaceless.study import Event, run_study
 from spaceless.trial import Outcome, Trial
 from tiny_studies import FOUR, RECIPE, finished, planned, trial, weights
 

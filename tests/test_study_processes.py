@@ -16,7 +16,8 @@ import torch
 
 from spaceless.run import Place
 from spaceless.store import Store
-from spaceless.study import Event, plan_study, run_study
+from spaceless.studies import plan_study
+from spaceless.study import Event, run_study
 from tiny_studies import FOUR, RECIPE, finished, planned, trial, weights
 
 torch.set_num_threads(1)

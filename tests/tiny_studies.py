@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from spaceless.paper import Planned
-from spaceless.study import Plan
+from spaceless.studies import Plan
 from spaceless.trial import RECIPES, Outcome, Trial
 
 RECIPE = RECIPES["control"].model_copy(update={"epochs": 1, "batch_size": 16, "precision": "fp32"})

@@ -18,7 +18,7 @@ from spaceless.errors import InputError, unknown_name
 from spaceless.models import build_model
 from spaceless.paper import Planned
 from spaceless.receptive import ReceptiveField, usable_field
-from spaceless.study import Plan
+from spaceless.studies import Plan
 from spaceless.surgery import remove_spatial
 from spaceless.trial import RECIPES, Trial
 from spaceless.units import find_units

@@ -19,7 +19,8 @@ from spaceless.trial import Augment, Downsample, Precision
 
 if TYPE_CHECKING:
     from spaceless.run import Place
-    from spaceless.study import Plan, Tally
+    from spaceless.studies import Plan
+    from spaceless.study import Tally
 
 _ONE_LINE = 110  # characters; a longer error message is broken where its parts meet
 _LONGEST = 4000  # characters of an error message
@@ -216,7 +217,7 @@ def train(
     from spaceless import show
     from spaceless.errors import unknown_name
     from spaceless.paper import Planned
-    from spaceless.study import Plan
+    from spaceless.studies import Plan
     from spaceless.trial import RECIPES, Recipe, ShuffleOptions, Trial, make
 
     if (per_image or shared or fixed or patch != 1) and method != "shuffle":
@@ -285,7 +286,7 @@ def study(
     """
     from spaceless import show
     from spaceless.estimate import estimate
-    from spaceless.study import plan_all, plan_study
+    from spaceless.studies import plan_all, plan_study
 
     given = {
         "data": data, "k_step": k_step, "width": width, "train_images": train_images, "test_images": test_images,

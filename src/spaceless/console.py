@@ -14,7 +14,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from spaceless.study import Event, Plan
+    from spaceless.studies import Plan
+    from spaceless.study import Event
 
 _EVERY = 15.0  # seconds between plain lines about work that goes on
 

@@ -15,7 +15,8 @@ from spaceless.wording import listed
 
 if TYPE_CHECKING:
     from spaceless.estimate import Estimate
-    from spaceless.study import Plan, Tally
+    from spaceless.studies import Plan
+    from spaceless.study import Tally
     from spaceless.trial import Evaluation, Outcome
 
 
