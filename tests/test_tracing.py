@@ -7,7 +7,7 @@ from torch import nn
 from networks import SMALL, Classifier, Fire, StemLast, images
 from spaceless.inspection import untrained
 from spaceless.surgery import remove_spatial
-from spaceless.tracing import example_input, trace
+from spaceless.tracing import ShapesOnly, example_input, trace
 from spaceless.trial import METHODS
 from spaceless.units import find_units
 
@@ -97,3 +97,15 @@ def test_with_no_convolution_left_an_image_has_three_channels():
     small, _ = remove_spatial(untrained("vgg16", 10, 32), "strip", 13, image_size=32)
     assert small.classifier[0].in_features == 3
     assert example_input(small, 32).shape == (1, 3, 32, 32)
+
+
+def test_a_normalisation_that_costs_no_time_still_refuses_another_number_of_channels():
+    x = torch.zeros(1, 4, 5, 5, device="meta")
+    with ShapesOnly():
+        assert nn.BatchNorm2d(4, device="meta").eval()(x) is x
+        with pytest.raises(RuntimeError, match="running_mean"):
+            nn.BatchNorm2d(3, device="meta").eval()(x)
+        real = torch.arange(4.0).view(1, 4, 1, 1)
+        norm = nn.BatchNorm2d(4, eps=0.0).eval()
+        norm.running_mean.fill_(1.0)
+        assert norm(real).flatten().tolist() == [-1.0, 0.0, 1.0, 2.0]

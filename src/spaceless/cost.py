@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from spaceless.errors import InputError
-from spaceless.tracing import example_input
+from spaceless.tracing import ShapesOnly, example_input
 
 _COUNTED = (nn.Conv2d, nn.Linear)
 _FREE = (nn.Identity, nn.Dropout, nn.Flatten)
@@ -50,7 +50,7 @@ def count_parameters(model: nn.Module) -> int:
 def cost(model: nn.Module, image_size: int) -> Cost:
     """Return what `model` costs for one image of side `image_size`; it is not changed and nothing is computed."""
     shadow = copy.deepcopy(model).to("meta").eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), ShapesOnly(), FlopCounterMode(display=False) as counter:
         shadow(example_input(shadow, image_size))
     leaves = {type(m) for m in shadow.modules() if not list(m.children())}
     left_out = {kind.__name__ for kind in leaves if not issubclass(kind, _COUNTED + _FREE)}

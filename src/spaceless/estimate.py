@@ -11,11 +11,12 @@ import torch
 
 from spaceless.cost import cost
 from spaceless.data import Dataset
+from spaceless.data.readers import Images
 from spaceless.errors import DataError, InputError
 from spaceless.paper import Planned, data_sets
 from spaceless.run import Place, build, choose_device, choose_precision, load_data
 from spaceless.training import train
-from spaceless.trial import RANDOM_METHODS, Trial
+from spaceless.trial import RANDOM_METHODS, RECIPES, Trial
 
 _PROBE_SECONDS = 3.0  # the longest step that is measured whole; a longer one is measured on fewer images
 _FEW = 8  # images
@@ -73,20 +74,24 @@ def estimate(planned: Sequence[Planned], place: Place) -> Estimate:
 def _look(planned: Sequence[Planned], place: Place, *, foresee: bool) -> Estimate:
     device = choose_device(place.device)
     costs: dict[str, int] = {}
+    sizes: dict[tuple[object, ...], _Size] = {}
     absent: set[str] = set()
     found = Estimate(len(planned), seconds=0.0 if foresee else None)
     for each in planned:
         trial = each.trial
-        try:
-            data = load_data(trial, place.data_root)
-            size = _Size(data.classes, data.image_size, data.train_count, data.test_count, data.digest)
-        except DataError:
-            if not foresee or trial.data not in data_sets():
-                raise
-            absent.add(trial.data)
-            size = _published(trial)
-        # Seeds and test schemes do not change what a network is built of: one look per kind is enough.
-        kind = trial.model_copy(update={"seed": 0, "repeats": 1}).id
+        same = (trial.data, trial.image_size, trial.train_images, trial.test_images, trial.seed, trial.recipe.augment)
+        if same not in sizes:
+            try:
+                sizes[same] = _size(load_data(trial, place.data_root))
+            except DataError:
+                if not foresee or trial.data not in data_sets():
+                    raise
+                absent.add(trial.data)
+                sizes[same] = _published(trial)
+        size = sizes[same]
+        # Neither the training nor the seed changes what a network is built of: one look per kind is enough.
+        usual = {"seed": 0, "repeats": 1, "train_images": None, "test_images": None, "recipe": RECIPES["paper"]}
+        kind = trial.model_copy(update=usual | {"data": f"{size.classes} classes, {size.image_size} pixels"}).id
         if kind not in costs:
             costs[kind] = _macs(trial, size)
         if each.evaluations and not place.keep_weights:
@@ -118,6 +123,10 @@ def _look(planned: Sequence[Planned], place: Place, *, foresee: bool) -> Estimat
             found.seconds += share * (steps + size.test_images * passes / 3) / speed
     found.absent = tuple(sorted(absent))
     return found
+
+
+def _size(data: Images) -> _Size:
+    return _Size(data.classes, data.image_size, data.train_count, data.test_count, data.digest)
 
 
 def _published(trial: Trial) -> _Size:

@@ -75,12 +75,10 @@ def _prepared(
     name: str, root: Path | None, _variable: str | None, _here: Path | None, size: int | None,
     train_images: int | None, test_images: int | None, seed: int | None, streamed: bool,
 ) -> Images:
-    data: Images
     if seed is None:
-        data = open_images(name, data_root=root, image_size=size, streamed=streamed)
-    else:
-        data = make_control(name, seed)
-    part = data.subset(train_images, test_images)
+        return open_images(
+            name, data_root=root, image_size=size, train=train_images, test=test_images, streamed=streamed)
+    part = make_control(name, seed).subset(train_images, test_images)
     return part if size is None else part.resized(size)
 
 

@@ -18,7 +18,7 @@ from spaceless.models import GlobalAveragePool
 from spaceless.plan import Plan, followers
 from spaceless.shuffle import Shuffle, ShuffleConv
 from spaceless.strip import strip_units
-from spaceless.tracing import Trace, example_input, trace
+from spaceless.tracing import ShapesOnly, Trace, example_input, trace
 from spaceless.trial import METHODS, Change, ShuffleOptions
 from spaceless.units import Unit, is_spatial, units_of
 
@@ -283,7 +283,7 @@ def _check(plan: Plan, model: nn.Module, method: str, image_size: int) -> None:
     expected = plan.traced.shapes[plan.traced.nodes[-1].all_input_nodes[0]]
     shadow = copy.deepcopy(plan.model).to("meta").eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), ShapesOnly():
             found = tuple(shadow(example_input(shadow, image_size)).shape)
     except SpacelessError:
         raise

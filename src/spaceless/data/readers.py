@@ -23,7 +23,7 @@ Images = Dataset | Stream
 
 def open_images(
     name_or_path: str | os.PathLike[str], *, data_root: Path | None = None, image_size: int | None = None,
-    streamed: bool = False,
+    train: int | None = None, test: int | None = None, streamed: bool = False,
 ) -> Images:
     """Return a data set ready to train on: in memory, but for class folders that are to be `streamed`.
 
@@ -31,6 +31,8 @@ def open_images(
         name_or_path: As for `load`.
         data_root: As for `load`.
         image_size: As for `load`; streamed images are 224 x 224 pixels unless asked otherwise.
+        train: As for `load`.
+        test: As for `load`.
         streamed: Leave the images of class folders where they are and decode them anew in every epoch.
 
     Raises:
@@ -38,12 +40,13 @@ def open_images(
 
     """
     if streamed and (place := find(name_or_path, data_root)).kind == "folders":
-        return open_stream(place, image_size)
-    return load(name_or_path, data_root=data_root, image_size=image_size)
+        return open_stream(place, image_size).subset(train, test)
+    return load(name_or_path, data_root=data_root, image_size=image_size, train=train, test=test)
 
 
 def load(
     name_or_path: str | os.PathLike[str], *, data_root: Path | None = None, image_size: int | None = None,
+    train: int | None = None, test: int | None = None,
 ) -> Dataset:
     """Read a data set into memory. A few broken images of class folders are left out, with a warning and a note.
 
@@ -52,6 +55,8 @@ def load(
         data_root: The folder that names are looked for in; default `$SPACELESS_DATA`, else the user cache folder.
         image_size: The edge of the images in pixels. Sets of one square size are resized (bilinear, antialiased) if it
             differs; images of other shapes are resized by their shorter side and cropped, and need it.
+        train: Keep only a balanced draw of this many training images (`Dataset.subset`), before they are resized.
+        test: The same for the test images.
 
     Raises:
         DataError: The set is missing, damaged, or not what it says it is; the message names the file.
@@ -64,7 +69,7 @@ def load(
     parts = _parts(place, image_size)
     if parts.note and share().rank == 0:
         warnings.warn(f"{place.path}: {parts.note}", stacklevel=2)
-    data = Dataset(place.name, str(place.path), note or parts.note, *parts[:5])
+    data = Dataset(place.name, str(place.path), note or parts.note, *parts[:5]).subset(train, test)
     return data if image_size is None else data.resized(image_size)
 
 
