@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torchvision.models import DenseNet
 
 from networks import SMALL, Classifier, Residual, StemLast, images, randomised, stem
 from spaceless.errors import SurgeryError
-from spaceless.inspection import untrained
+from spaceless.models import GlobalAveragePool
 from spaceless.surgery import remove_spatial
 from spaceless.trial import Change
 
@@ -91,7 +92,7 @@ class Window(nn.Module):
         (nn.Sequential(nn.LPPool2d(2, 2), nn.AdaptiveMaxPool2d(1)), 1, None),
         (nn.AdaptiveAvgPool2d(2), 4, None),  # its readers expect four positions: they get the vector four times
         (nn.MaxPool2d(2), 16, r"K = 1: found RuntimeError.*, expected a network that still runs; choose a smaller K"),
-        (Window(), 1, "pools with a function, not a module, expected pooling that can be taken out"),
+        (Window(), 1, None),  # by a function: the graph is rewritten
     ],
     ids=["adaptive", "average", "power and maximum", "adaptive to 2x2", "flattened map", "function"],
 )
@@ -108,9 +109,40 @@ def test_pooling_behind_the_cut(pool, positions, message):
     assert torch.allclose(small(x), by_hand, atol=1e-5)
 
 
-def test_blocks_that_pass_lists_are_refused():
-    with pytest.raises(SurgeryError, match=r"gap_fc on DenseNet with K = 1: found .*; choose a smaller K or"):
-        remove_spatial(untrained("torchvision:densenet121", 10, 64), "gap_fc", 1, image_size=64)
+# Units: the stem, three layers, two layers. The maps that enter the last K of them have these channels: the transition
+# halves 8 + 3 * 4, each layer adds 4, the pooled stem has 8.
+@pytest.mark.parametrize(("k", "entering"), [(1, [10, 4]), (2, [10]), (3, [8, 4, 4]), (5, [8]), (6, [3])])
+def test_every_map_of_a_dense_concatenation_is_pooled_once(k, entering):
+    model = randomised(DenseNet(4, (3, 2), 8, num_classes=5)).eval()
+    small, changes = remove_spatial(model, "gap_fc", k, image_size=32)
+    assert {change.unit for change in changes} - {0} == set(range(7 - k, 7))
+    pools = [module for module in small.modules() if isinstance(module, GlobalAveragePool)]
+    entered = []
+    for pool in pools:
+        pool.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0].shape[1]))
+        # What follows has no places: the positions of every map that enters are permuted, the answer stays.
+        pool.register_forward_pre_hook(lambda _, inputs: (inputs[0].flatten(2).flip(2).view_as(inputs[0]),))
+    x = images(2, 32)
+    plain, _ = remove_spatial(model, "gap_fc", k, image_size=32)
+    torch.testing.assert_close(small(x), plain(x))
+    assert sorted(entered) == sorted(entering)
+    small.train()(images(4, 32)).sum().backward()
+    assert all(p.grad is not None for p in small.parameters())
+
+
+class TrainingOnly(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = functional.max_pool2d(self.two(self.one(x)), 2).mean((2, 3))
+        return self.head(functional.dropout(x, 0.5, self.training))
+
+
+def test_a_graph_that_is_another_one_in_training_is_not_rewritten():
+    with pytest.raises(SurgeryError, match="another one in training"):
+        remove_spatial(TrainingOnly(), "gap_fc", 1, image_size=12)
 
 
 def test_what_is_recorded():
@@ -151,8 +183,15 @@ class OneBranch(nn.Module):
         return (self.left(x) + self.right(x)).mean((2, 3))
 
 
-def test_units_side_by_side_cannot_share_one_pooling():
-    with pytest.raises(SurgeryError, match=r"found 1 of 2 units changed \(not right\), expected all of them"):
-        remove_spatial(OneBranch(), "gap_fc", 2, image_size=8)
+def test_units_side_by_side_share_one_pooling():
+    model = randomised(OneBranch())
+    pooled, _ = remove_spatial(model, "gap_fc", 2, image_size=8)
+    x = images(2, 8)
+    summed = [layer.weight.sum((2, 3)) for layer in (model.left, model.right)]
+    by_hand = x.mean((2, 3)) @ (summed[0] + summed[1]).T + model.left.bias + model.right.bias
+    torch.testing.assert_close(pooled(x), by_hand)
+    last, _ = remove_spatial(model, "gap_fc", 1, image_size=8)  # the other one's map is pooled where the two meet
+    by_hand = x.mean((2, 3)) @ summed[1].T + model.right.bias + model.left(x).mean((2, 3))
+    torch.testing.assert_close(last(x), by_hand)
     alone, _ = remove_spatial(randomised(OneBranch()), "conv1x1", 2, image_size=8)
     assert alone.left.kernel_size == alone.right.kernel_size == (1, 1)

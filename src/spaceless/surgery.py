@@ -18,7 +18,7 @@ from spaceless.models import GlobalAveragePool
 from spaceless.plan import Plan, followers
 from spaceless.shuffle import Shuffle, ShuffleConv
 from spaceless.strip import strip_units
-from spaceless.tracing import ShapesOnly, Trace, example_input, trace
+from spaceless.tracing import ShapesOnly, Trace, example_input, trace, trace_graph
 from spaceless.trial import METHODS, Change, ShuffleOptions
 from spaceless.units import Unit, is_spatial, units_of
 
@@ -168,19 +168,19 @@ def _conv1x1(plan: Plan, targets: list[Unit], downsample: str) -> None:
 
 
 def _gap_fc(plan: Plan) -> None:
-    """Pool in front of the first changed unit; everything computed from the pooled vector becomes fully connected."""
+    """Pool in front of the changed units; everything computed from the pooled vectors becomes fully connected."""
     first = plan.targets[0]
-    inside = plan.traced.inside(first.name)
-    downstream = set(inside)
+    within = {unit.index: set(plan.traced.inside(unit.name)) for unit in plan.targets}
+    downstream = set().union(*within.values())
     for node in plan.traced.nodes:
         if any(source in downstream for source in node.all_input_nodes):
             downstream.add(node)
-    for node in plan.traced.nodes:
-        if node in downstream and node.target in _WINDOWS:
-            raise SurgeryError(
-                f"gap_fc on {type(plan.traced.model).__name__}", found=f"{node} pools with a function, not a module",
-                expected="pooling that can be taken out", cure="choose a smaller K or conv1x1",
-            )
+    entering = {
+        (source, node) for node in downstream for source in node.all_input_nodes
+        if source not in downstream and len(plan.traced.shapes.get(source, ())) == 4
+    }
+    windows = {node for node in downstream if node.target in _WINDOWS}
+    stripped = bool(plan.changes)
     for node in _once(node for node in plan.traced.nodes if node in downstream):
         path, module = str(node.target), plan.traced.module_of(node)
         if module is None or not _present(plan.model, path):
@@ -201,8 +201,51 @@ def _gap_fc(plan: Plan) -> None:
             plan.replace(unit, path, _connected(old))
         elif isinstance(module, _POOLING) and not _spreads(plan.traced, node):
             plan.replace(unit, path, nn.Identity())
-    body = plan.model.get_submodule(first.name)
-    plan.replace(first.index, first.name, nn.Sequential(GlobalAveragePool(), body))
+    lone = len({source for source, _ in entering}) == 1 and {user for _, user in entering} <= within[first.index]
+    if lone and not windows and plan.traced.takes_one_map(first.name):
+        body = plan.model.get_submodule(first.name)
+        plan.replace(first.index, first.name, nn.Sequential(GlobalAveragePool(), body))
+    elif stripped:
+        raise SurgeryError(
+            f"gap_fc on {type(plan.traced.model).__name__}", found="strip where several maps enter the changed units",
+            expected="one map, and no pooling by a function", cure="leave strip out, or choose another method",
+        )
+    else:
+        _pool_where_entering(plan, entering, windows)
+
+
+def _pool_where_entering(plan: Plan, entering: set[tuple[fx.Node, fx.Node]], windows: set[fx.Node]) -> None:
+    """Rewrite the graph: pool every map that enters the changed part (dense concatenation, side branches) once.
+
+    Behind that every map has one position, and pooling by a function, in `windows`, is left out.
+    """
+    taken = plan.traced.nodes[0].graph
+    if str(trace_graph(copy.deepcopy(plan.traced.model).train())) != str(taken):
+        raise SurgeryError(
+            f"gap_fc on {type(plan.traced.model).__name__}", found="a forward pass that is another one in training",
+            expected="one whose graph can be rewritten", cure="use modules for dropout, or choose another method",
+        )
+    name = next(f"pooled{i or ''}" for i in range(len(plan.units) + 1) if not hasattr(plan.model, f"pooled{i or ''}"))
+    plan.model.add_module(name, GlobalAveragePool())
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    pooled: dict[fx.Node, fx.Node] = {}
+    for node in plan.traced.nodes:
+        if node in windows:
+            copies[node] = copies[node.all_input_nodes[0]]
+            continue
+
+        def source(old: fx.Node, user: fx.Node = node) -> fx.Node:
+            if (old, user) not in entering:
+                return copies[old]
+            if old not in pooled:
+                pooled[old] = graph.call_module(name, (copies[old],))
+            return pooled[old]
+
+        copies[node] = graph.node_copy(node, source)
+    plan.model = fx.GraphModule(plan.model, graph, f"Pooled{type(plan.traced.model).__name__}")
+    first = plan.targets[0].index
+    plan.changes.append(Change(unit=first, path=name, before="nothing", after="GlobalAveragePool"))
 
 
 def _once(nodes: Iterable[fx.Node]) -> list[fx.Node]:

@@ -46,6 +46,23 @@ class Trace:
         return [node for node in self.nodes if node in own or path in module_stack(node)]
 
 
+    def takes_one_map(self, path: str) -> bool:
+        """Tell whether the module at `path` is called with one tensor: not with a list of them, nor with several."""
+        seen: list[bool] = []
+
+        def look(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            seen.append(len(args) == 1 and isinstance(args[0], Tensor) and not kwargs)
+
+        hook = self.model.get_submodule(path).register_forward_pre_hook(look, with_kwargs=True)
+        try:
+            with torch.no_grad(), ShapesOnly():
+                size = self.shapes[self.nodes[0]][-1]
+                self.model(example_input(self.model, size))
+        finally:
+            hook.remove()
+        return bool(seen) and all(seen)
+
+
 def module_stack(node: fx.Node) -> tuple[str, ...]:
     """Return the paths of the modules that `node` is executed in, outermost first."""
     return tuple(path for path, _ in node.meta.get("nn_module_stack", {}).values())
