@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -11,12 +13,13 @@ import torch
 from safetensors.torch import load_file
 from torch import multiprocessing, nn
 
-from spaceless import distributed
+from spaceless import checkpoint, distributed
 from spaceless.data import Dataset
 from spaceless.data.feed import test_batches as batches_of_a_test
 from spaceless.data.feed import training_batches
-from spaceless.distributed import GlobalBatchNorm, Share, highest, share, spread
-from spaceless.errors import InputError
+from spaceless.distributed import GlobalBatchNorm, Share, average_gradients, highest, share, spread
+from spaceless.errors import InputError, Interrupted, SpacelessError
+from spaceless.training import States, train
 from spaceless.trial import RECIPES
 
 RECIPE = RECIPES["paper"].model_copy(update={"epochs": 2, "batch_size": 8})
@@ -73,26 +76,56 @@ def network():
     )
 
 
-def one_step(model, images, labels, whole, count):
-    loss = nn.functional.cross_entropy(model(images), labels, reduction="sum") / whole
-    (loss * count).backward()
-
-
-def compare_a_step(rank, count, images, meeting):
+def compare_with_one(rank, count, images, meeting, folder):
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": meeting}
     torch.set_num_threads(1)
+    with distributed.joined("cpu") as mine:
+        compare_a_step(mine, images)
+        compare_a_resumed_training(rank, folder)
+
+
+def compare_a_resumed_training(rank, folder):
+    def network():
+        torch.manual_seed(rank)  # the first process's weights count
+        return nn.Sequential(
+            nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.BatchNorm2d(32), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 3))
+
+    data = made(27, 13)
+    recipe = RECIPE.model_copy(update={"batch_size": 9})  # 3 steps in each of 2 epochs
+    whole = network()
+    told = train(whole, data, recipe, 0)
+    states = States(folder / "states", "mine")
+    save = checkpoint.save
+    if rank == 0:
+        checkpoint.save = lambda *words: (time.sleep(0.5), save(*words))  # a slow disk
+    for done, steps in ((1, 1), (3, 2), (4, 1)):
+        asked = iter([None] * (steps - 1) + [signal.SIGTERM])
+        with pytest.raises(Interrupted):
+            train(network(), data, recipe, 0, states=states, stop=asked.__next__)
+        assert (folder / "states" / f"state-{done:09d}.json").exists()  # no process ends before
+    resumed = network()
+    again = train(resumed, data, recipe, 0, states=states)
+    checkpoint.save = save
+    for one, other in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+    assert [(e.loss, e.top1) for e in again.history] == [(e.loss, e.top1) for e in told.history]
+
+
+def compare_a_step(mine, images):
     x, y = torch.randn(images, 3, 5, 5, generator=torch.Generator().manual_seed(1)), torch.arange(images) % 2
     alone = network()
-    one_step(alone, x, y, images, 1)
-    with distributed.joined("cpu") as mine:
-        shared = network()
-        with spread(shared) as parallel:
-            assert sum(isinstance(m, GlobalBatchNorm) for m in shared.modules()) == 2
-            one_step(parallel, mine.of(x), mine.of(y), images, mine.count)
-        assert not any(isinstance(m, GlobalBatchNorm) for m in shared.modules())
-        assert highest(rank, 7 - rank) == (count - 1, 7)
-        assert distributed.from_first(f"from {rank}") == "from 0"
-        assert distributed.total(torch.tensor([1, rank])).tolist() == [count, sum(range(count))]
+    (nn.functional.cross_entropy(alone(x), y, reduction="sum") / images).backward()
+    shared = network()
+    with spread(shared) as parallel:
+        assert sum(isinstance(m, GlobalBatchNorm) for m in shared.modules()) == 2
+        loss = nn.functional.cross_entropy(parallel(mine.of(x)), mine.of(y), reduction="sum") / images
+        (loss * mine.count).backward()
+        average_gradients(parallel)
+    assert not any(isinstance(m, GlobalBatchNorm) for m in shared.modules())
+    assert highest(mine.rank, 7 - mine.rank) == (mine.count - 1, 7)
+    assert distributed.from_first(f"from {mine.rank}") == "from 0"
+    assert distributed.total(torch.tensor([1, mine.rank])).tolist() == [mine.count, sum(range(mine.count))]
     for one, other in zip(alone.state_dict().values(), shared.state_dict().values(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)  # running statistics are among them
     for one, other in zip(alone.parameters(), shared.parameters(), strict=True):
@@ -101,8 +134,8 @@ def compare_a_step(rank, count, images, meeting):
 
 # 2 + 1 images, and a rank for which none is left.
 @pytest.mark.parametrize(("count", "images"), [(2, 3), (3, 2)])
-def test_gradients_and_batch_statistics_are_those_of_the_whole_batch(count, images, free_port):
-    multiprocessing.spawn(compare_a_step, (count, images, free_port), nprocs=count)
+def test_processes_together_do_what_one_does_and_resume_bit_for_bit(count, images, free_port, tmp_path):
+    multiprocessing.spawn(compare_with_one, (count, images, free_port, tmp_path), nprocs=count)
 
 
 @pytest.fixture
@@ -163,6 +196,36 @@ def test_what_several_processes_cannot_do_is_said_once(images, tmp_path):
     assert ended.returncode != 0
     assert ended.stderr.count("per-image shuffles") == 1
     assert not (tmp_path / "o").exists()
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(InputError, match="2 on this machine"), distributed.joined("auto"):
+        pass
+
+
+def test_a_normalisation_that_does_more_is_refused(monkeypatch):
+    class WithActivation(nn.BatchNorm2d):
+        def forward(self, x):
+            return super().forward(x).relu()
+
+    model = nn.Sequential(nn.BatchNorm2d(2), WithActivation(2))
+    distributed.refuse_unshareable(model)  # alone nothing is replaced
+    monkeypatch.setattr(distributed.dist, "is_initialized", lambda: True)
+    distributed.refuse_unshareable(model[:1])
+    with pytest.raises(InputError, match="processes: 1: found WithActivation"):
+        distributed.refuse_unshareable(model)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_one_process_meets_alone_is_told(rank, monkeypatch):
+    monkeypatch.setattr(distributed, "share", lambda: Share(rank, 2))
+    with pytest.raises(SpacelessError, match="a file: found dust") as caught, distributed.told_by_all():
+        raise InputError("a file", found="dust", expected="an image", cure="clean it")
+    assert caught.value.exit_status == (1 if rank else 2)  # the command line prints 2 in the first process only
 
 
 def test_a_numbered_gpu_is_refused_under_torchrun(monkeypatch):

@@ -7,6 +7,7 @@ are those of the whole batch, and so are the statistics of batch normalisation. 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,9 +18,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from spaceless.errors import InputError
+from spaceless.errors import InputError, SpacelessError
 
 _T = TypeVar("_T")
+_SHAREABLE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def joined(device: str = "auto") -> Iterator[Share]:
     They talk by NCCL where each has a GPU of its own (`auto` and `cuda` then mean that GPU), by gloo otherwise.
 
     Raises:
-        InputError: A GPU is named by its number, which several processes cannot share.
+        InputError: A GPU is named by its number, which several processes cannot share, or there are too few.
 
     """
     if asked_processes() == 1:
@@ -61,6 +63,12 @@ def joined(device: str = "auto") -> Iterator[Share]:
         raise InputError("device", found=device, expected="auto, cuda or cpu under torchrun", cure="leave --device out")
     gpu = device != "cpu" and torch.cuda.is_available()
     if gpu:
+        here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+        if here > gpus:
+            raise InputError(
+                "processes", found=f"{here} on this machine", expected=f"one for each GPU, at most {gpus}",
+                cure="lower --nproc-per-node, or add --device cpu",
+            )
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     # Both: tensors on the GPU travel by NCCL, objects and the agreement on signals by gloo, without a wait for the GPU.
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
@@ -112,7 +120,7 @@ def total(values: Tensor) -> Tensor:
 
 @contextmanager
 def spread(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield `model` so that its gradients and its batch statistics are those of the whole batch.
+    """Yield `model` so that its batch statistics, and with `average_gradients` its gradients, are of the whole batch.
 
     The loss of each process has to be the sum over its images, divided by the images of the whole batch and multiplied
     by the number of processes: the gradients are averaged over these. Parameters and buffers are those of `model`.
@@ -123,17 +131,61 @@ def spread(model: nn.Module) -> Iterator[nn.Module]:
     device = next(iter(model.parameters())).device
     if device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
-        yield DistributedDataParallel(model, device_ids=[device], broadcast_buffers=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # what shall replace `broadcast_buffers` is too new to use
+            parallel = DistributedDataParallel(model, device_ids=[device], broadcast_buffers=False)
+        yield parallel
         return
+    for tensor in (*model.parameters(), *model.buffers()):
+        dist.broadcast(tensor.detach(), 0)
     usual = {m: type(m) for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
     try:
         for module in usual:
             # Its own class: torch's SyncBatchNorm is for GPUs only. No parameter, buffer or name changes.
             module.__class__ = GlobalBatchNorm
-        yield DistributedDataParallel(model, broadcast_buffers=False)
+        yield model
     finally:
         for module, kind in usual.items():
             module.__class__ = kind
+
+
+def average_gradients(model: nn.Module) -> None:
+    """Replace the gradients of what `spread` yields by their mean over all processes; call it after `backward`.
+
+    `DistributedDataParallel` has done so already, while `backward` went on. On processors, where that saves little, it
+    is done here in an order that is always the same: DDP finds its own during the first steps, so that the sums of
+    three or more numbers, and with them the weights, would depend on where a training was interrupted.
+    """
+    if not dist.is_initialized() or isinstance(model, DistributedDataParallel):
+        return
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    mean = total(torch.cat([gradient.flatten() for gradient in gradients])) / dist.get_world_size()
+    parts = torch.split(mean, [gradient.numel() for gradient in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def refuse_unshareable(model: nn.Module) -> None:
+    """Raise InputError if a normalisation of `model` does more than normalise: ours would replace all that it does."""
+    if not dist.is_initialized():
+        return
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and type(module) not in _SHAREABLE:
+            raise InputError(
+                f"processes: {name}", found=type(module).__name__, expected="torch's own batch normalisation",
+                cure="run this network without torchrun",
+            )
+
+
+@contextmanager
+def told_by_all() -> Iterator[None]:
+    """Make bad input an error of its own where only one process may have met it, and no other could tell of it."""
+    try:
+        yield
+    except InputError as error:
+        if share().rank == 0:
+            raise
+        raise SpacelessError(error.what, found=error.found, expected=error.expected, cure=error.cure) from error
 
 
 class _Sum(torch.autograd.Function):

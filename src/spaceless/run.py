@@ -25,7 +25,7 @@ from spaceless.data import Images, open_images
 from spaceless.data.broken import broken_note
 from spaceless.data.controls import is_control, make_control
 from spaceless.data.find import ROOT_VARIABLE
-from spaceless.distributed import from_first, share
+from spaceless.distributed import from_first, refuse_unshareable, share, told_by_all
 from spaceless.errors import InputError, Interrupted
 from spaceless.evaluation import evaluate
 from spaceless.models import build_model, stem_is_unit
@@ -123,6 +123,7 @@ def run_trial(
             "processes", found=f"{mine.count} for per-image shuffles", expected="one", cure="run it without torchrun")
     data = load_data(trial, place.data_root)
     model, changes = build(trial, data.classes, data.image_size)
+    refuse_unshareable(model)
     units = _units(trial, data)
     costs = cost(model, data.image_size)
     device = choose_device(place.device)
@@ -130,16 +131,17 @@ def run_trial(
     started = datetime.now(UTC)
     folder = store.folder(trial) if mine.rank else store.begin(trial)
     model.to(device)
-    training = train(
-        model, data, trial.recipe, trial.seed, precision=precision, stop=stop, progress=progress,
-        # A state belongs to the images as well: a file that changed under its name must not be gone on with.
-        states=States(store.states(trial), f"{trial.id} on {data.digest}", place.save_seconds),
-    )
-    trained = time.perf_counter()
-    repeats = trial.repeats if any(shuffles(model)) else 1  # with `strip` there may be no shuffle left
-    evaluations = () if training.diverged else (
-        evaluate(model, data, repeats=repeats, precision=precision, stop=stop, progress=on_evaluation),
-    )
+    with told_by_all():
+        training = train(
+            model, data, trial.recipe, trial.seed, precision=precision, stop=stop, progress=progress,
+            # A state belongs to the images as well: a file that changed under its name must not be gone on with.
+            states=States(store.states(trial), f"{trial.id} on {data.digest}", place.save_seconds),
+        )
+        trained = time.perf_counter()
+        repeats = trial.repeats if any(shuffles(model)) else 1  # with `strip` there may be no shuffle left
+        evaluations = () if training.diverged else (
+            evaluate(model, data, repeats=repeats, precision=precision, stop=stop, progress=on_evaluation),
+        )
     weights = dump_weights({name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()})
     if place.keep_weights and mine.rank == 0:
         checkpoint.atomic_write(folder / WEIGHTS, weights)

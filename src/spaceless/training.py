@@ -23,7 +23,7 @@ from spaceless.data.augment import normalise
 from spaceless.data.broken import Broken, LeftOut
 from spaceless.data.feed import steps_per_epoch, training_batches
 from spaceless.data.readers import Images
-from spaceless.distributed import from_first, gathered, highest, share, spread, total
+from spaceless.distributed import average_gradients, from_first, gathered, highest, share, spread, total
 from spaceless.errors import CheckpointError, Interrupted
 from spaceless.evaluation import autocast, in_format
 from spaceless.schedule import learning_rate
@@ -95,6 +95,7 @@ def train(
     optimizer = _optimizer(model, recipe)
     layers = list(shuffles(model))
     history: list[Epoch] = []
+    broken_before: list[Broken] = []
     step, spent, sums = 0, 0.0, torch.zeros(3, dtype=torch.float64, device=device)  # loss, correct, images
     resumed = from_first(checkpoint.load_latest(states.folder, states.trial) if states and mine.rank == 0 else None)
     if states and resumed:
@@ -105,13 +106,13 @@ def train(
             if mine.rank == 0:  # the sums of all processes are in it
                 sums.copy_(resumed["sums"])
             history = [Epoch(**epoch) for epoch in resumed["history"]]
+            broken_before = [Broken(*image) for image in resumed.get("broken", ())]
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise CheckpointError(
                 str(states.folder), found=f"{type(error).__name__}: {error}".splitlines()[0][:120],
                 expected="a state of this training", cure="remove this folder, and the training starts again",
             ) from error
-    left_out = LeftOut(data.source, data.train_labels, data.class_names,
-                       (Broken(*image) for image in (resumed or {}).get("broken", ())))
+    left_out = LeftOut(data.source, data.train_labels, data.class_names, broken_before)
     saved = resume_mark = time.perf_counter()
 
     def save() -> None:
@@ -151,6 +152,7 @@ def train(
             loss = functional.cross_entropy(logits.float(), y, reduction="sum") / whole
             optimizer.zero_grad(set_to_none=True)
             (loss * mine.count).backward()  # type: ignore[no-untyped-call]
+            average_gradients(parallel)
             optimizer.step()
             with torch.no_grad():
                 sums += torch.stack([loss.double() * whole, (logits.argmax(1) == y).sum().double(),
@@ -181,6 +183,7 @@ def train(
                 save()
                 saved = time.perf_counter()
             if asked:
+                highest(0)  # not before the state is on disk: torchrun kills the others soon after the first has ended
                 raise Interrupted(asked)
     return ended(diverged=not _finite(model))  # the last step has no loss after it that would tell
 
