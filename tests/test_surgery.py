@@ -9,9 +9,10 @@ from torch import nn
 
 from networks import SMALL, images, inverted, randomised, residual
 from spaceless.errors import InputError, SurgeryError
+from spaceless.gap import FullyConnected
 from spaceless.models import build_model
 from spaceless.shuffle import Shuffle, ShuffleConv, seek, shuffles
-from spaceless.surgery import FullyConnected, remove_spatial, without_shuffle
+from spaceless.surgery import remove_spatial, without_shuffle
 from spaceless.trial import METHODS, ShuffleOptions
 
 CHAIN = "chain:6-M-8-M-10"

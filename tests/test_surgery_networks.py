@@ -6,9 +6,10 @@ from torch import nn
 
 from networks import SMALL, images, randomised
 from spaceless.cost import count_parameters
+from spaceless.gap import FullyConnected
 from spaceless.inspection import untrained
 from spaceless.models import build_model, stem_is_unit
-from spaceless.surgery import FullyConnected, remove_spatial
+from spaceless.surgery import remove_spatial
 from spaceless.trial import METHODS
 
 # The counting formulas, a sum over layers: `taps` is 9 for a 3x3 convolution and 1 for what takes its place.

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import torch
 from torch import fx, nn
 
 from spaceless.shuffle import ShuffleConv
 from spaceless.tracing import Trace
 from spaceless.trial import Change
-from spaceless.units import Unit
+from spaceless.units import Unit, is_spatial
 
 
 @dataclass
@@ -70,3 +72,31 @@ def _is_normalisation(module: nn.Module) -> bool:
 
 def _is_activation(module: nn.Module) -> bool:
     return type(module).__module__ == "torch.nn.modules.activation" and not list(module.parameters())
+
+
+def once(nodes: Iterable[fx.Node]) -> list[fx.Node]:
+    """Return the first call of each module in `nodes`: one that is called twice is replaced once."""
+    first: dict[str, fx.Node] = {}
+    for node in nodes:
+        if node.op == "call_module":
+            first.setdefault(str(node.target), node)
+    return list(first.values())
+
+
+def is_depthwise(conv: nn.Conv2d) -> bool:
+    """Tell whether `conv` looks at several positions of each channel by itself."""
+    return is_spatial(conv) and conv.groups == conv.in_channels == conv.out_channels > 1
+
+
+@torch.no_grad()
+def pointwise(conv: nn.Conv2d, stride: tuple[int, ...]) -> nn.Conv2d:
+    """Return the 1x1 convolution whose kernel is the sum of `conv`'s over its positions."""
+    place = {"device": conv.weight.device, "dtype": conv.weight.dtype}
+    bias = conv.bias is not None
+    new = nn.utils.skip_init(  # type: ignore[no-untyped-call]
+        nn.Conv2d, conv.in_channels, conv.out_channels, 1, stride, groups=conv.groups, bias=bias, **place,
+    )
+    new.weight.copy_(conv.weight.sum((2, 3), keepdim=True))
+    if conv.bias is not None:
+        new.bias.copy_(conv.bias)
+    return new  # type: ignore[no-any-return]

@@ -7,35 +7,19 @@ copy, so that every weight that need not change is the original's.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
-from torch import Tensor, fx, nn
-from torch.nn import functional
+from torch import fx, nn
 
 from spaceless.errors import SpacelessError, SurgeryError, unknown_name
-from spaceless.models import GlobalAveragePool
-from spaceless.plan import Plan, followers
+from spaceless.gap import gap_fc
+from spaceless.plan import Plan, followers, is_depthwise, once, pointwise
 from spaceless.shuffle import Shuffle, ShuffleConv
 from spaceless.strip import strip_units
-from spaceless.tracing import ShapesOnly, Trace, example_input, trace, trace_graph
+from spaceless.tracing import ShapesOnly, example_input, trace
 from spaceless.trial import METHODS, Change, ShuffleOptions
 from spaceless.units import Unit, is_spatial, units_of
-
-_POOLING = (
-    nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, GlobalAveragePool,
-)
-
-
-_WINDOWS = (functional.max_pool2d, functional.avg_pool2d, torch.max_pool2d)
-
-
-class FullyConnected(nn.Linear):
-    """A linear layer on a pooled vector that is kept as (N, C, 1, 1), so that the modules around it need not change."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (N, out, 1, 1) for x (N, in, 1, 1)."""
-        return super().forward(x.flatten(1))[:, :, None, None]
 
 
 def remove_spatial(
@@ -94,7 +78,7 @@ def remove_spatial(
     elif method == "conv1x1":
         _conv1x1(plan, kept, downsample)
     elif method == "gap_fc" and plan.targets:
-        _gap_fc(plan)
+        gap_fc(plan)
     _check(plan, model, method, image_size)
     return plan.model, plan.changes
 
@@ -145,17 +129,18 @@ def _shuffle(plan: Plan, targets: list[Unit], options: ShuffleOptions, seed: int
 
 def _conv1x1(plan: Plan, targets: list[Unit], downsample: str) -> None:
     for unit in targets:
-        for node in _once(plan.traced.inside(unit.name)):
+        for node in once(plan.traced.inside(unit.name)):
             conv = plan.traced.module_of(node)
             if not isinstance(conv, nn.Conv2d) or (not is_spatial(conv) and max(conv.stride) == 1):
                 continue
             path = str(node.target)
             strided = max(conv.stride) > 1
             pool = _pooling(plan, node, conv, downsample) if strided and downsample != "stride" else None
-            if _is_depthwise(conv):
+            trim = _trim(plan, node, conv, pool)
+            if is_depthwise(conv):
                 if strided and pool is None:
                     pool = nn.AvgPool2d(1, conv.stride)  # type: ignore[arg-type]  # taking every second position is all that stride does
-                plan.replace(unit.index, path, pool or nn.Identity())
+                plan.replace(unit.index, path, _joined(trim, pool))
                 for follower in followers(plan.traced, node):
                     plan.replace(unit.index, follower, nn.Identity())
                 continue
@@ -163,115 +148,8 @@ def _conv1x1(plan: Plan, targets: list[Unit], downsample: str) -> None:
             assert isinstance(old, nn.Conv2d)
             if pool is None and not is_spatial(conv):
                 continue  # a strided 1x1 convolution is what `stride` asks for
-            new = _pointwise(old, conv.stride if strided and pool is None else (1, 1))
-            plan.replace(unit.index, path, nn.Sequential(new, pool) if pool else new)
-
-
-def _gap_fc(plan: Plan) -> None:
-    """Pool in front of the changed units; everything computed from the pooled vectors becomes fully connected."""
-    first = plan.targets[0]
-    within = {unit.index: set(plan.traced.inside(unit.name)) for unit in plan.targets}
-    downstream = set().union(*within.values())
-    for node in plan.traced.nodes:
-        if any(source in downstream for source in node.all_input_nodes):
-            downstream.add(node)
-    entering = {
-        (source, node) for node in downstream for source in node.all_input_nodes
-        if source not in downstream and len(plan.traced.shapes.get(source, ())) == 4
-    }
-    windows = {node for node in downstream if node.target in _WINDOWS}
-    stripped = bool(plan.changes)
-    for node in _once(node for node in plan.traced.nodes if node in downstream):
-        path, module = str(node.target), plan.traced.module_of(node)
-        if module is None or not _present(plan.model, path):
-            continue
-        if isinstance(module, (nn.Conv2d, *_POOLING)) and not downstream.issuperset(plan.traced.calls(path)):
-            raise SurgeryError(
-                f"gap_fc on {path}", found="calls before and behind the pooled unit", expected="calls on one side",
-                cure="give every call a module of its own, or choose another method",
-            )
-        unit = plan.unit_of(path)
-        if isinstance(module, nn.Conv2d) and _is_depthwise(module):
-            plan.replace(unit, path, nn.Identity())
-            for follower in followers(plan.traced, node):
-                plan.replace(unit, follower, nn.Identity())
-        elif isinstance(module, nn.Conv2d):
-            old = plan.model.get_submodule(path)
-            assert isinstance(old, nn.Conv2d)
-            plan.replace(unit, path, _connected(old))
-        elif isinstance(module, _POOLING) and not _spreads(plan.traced, node):
-            plan.replace(unit, path, nn.Identity())
-    lone = len({source for source, _ in entering}) == 1 and {user for _, user in entering} <= within[first.index]
-    if lone and not windows and plan.traced.takes_one_map(first.name):
-        body = plan.model.get_submodule(first.name)
-        plan.replace(first.index, first.name, nn.Sequential(GlobalAveragePool(), body))
-    elif stripped:
-        raise SurgeryError(
-            f"gap_fc on {type(plan.traced.model).__name__}", found="strip where several maps enter the changed units",
-            expected="one map, and no pooling by a function", cure="leave strip out, or choose another method",
-        )
-    else:
-        _pool_where_entering(plan, entering, windows)
-
-
-def _pool_where_entering(plan: Plan, entering: set[tuple[fx.Node, fx.Node]], windows: set[fx.Node]) -> None:
-    """Rewrite the graph: pool every map that enters the changed part (dense concatenation, side branches) once.
-
-    Behind that every map has one position, and pooling by a function, in `windows`, is left out.
-    """
-    taken = plan.traced.nodes[0].graph
-    if str(trace_graph(copy.deepcopy(plan.traced.model).train())) != str(taken):
-        raise SurgeryError(
-            f"gap_fc on {type(plan.traced.model).__name__}", found="a forward pass that is another one in training",
-            expected="one whose graph can be rewritten", cure="use modules for dropout, or choose another method",
-        )
-    name = next(f"pooled{i or ''}" for i in range(len(plan.units) + 1) if not hasattr(plan.model, f"pooled{i or ''}"))
-    plan.model.add_module(name, GlobalAveragePool())
-    graph = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    pooled: dict[fx.Node, fx.Node] = {}
-    for node in plan.traced.nodes:
-        if node in windows:
-            copies[node] = copies[node.all_input_nodes[0]]
-            continue
-
-        def source(old: fx.Node, user: fx.Node = node) -> fx.Node:
-            if (old, user) not in entering:
-                return copies[old]
-            if old not in pooled:
-                pooled[old] = graph.call_module(name, (copies[old],))
-            return pooled[old]
-
-        copies[node] = graph.node_copy(node, source)
-    plan.model = fx.GraphModule(plan.model, graph, f"Pooled{type(plan.traced.model).__name__}")
-    first = plan.targets[0].index
-    plan.changes.append(Change(unit=first, path=name, before="nothing", after="GlobalAveragePool"))
-
-
-def _once(nodes: Iterable[fx.Node]) -> list[fx.Node]:
-    """Return the first call of each module in `nodes`: one that is called twice is replaced once."""
-    first: dict[str, fx.Node] = {}
-    for node in nodes:
-        if node.op == "call_module":
-            first.setdefault(str(node.target), node)
-    return list(first.values())
-
-
-def _spreads(traced: Trace, node: fx.Node) -> bool:
-    """Tell whether adaptive pooling gives a map of several positions that its readers expect; it repeats the vector."""
-    return "Adaptive" in type(traced.module_of(node)).__name__ and traced.shapes[node][2:] != (1, 1)
-
-
-def _present(model: nn.Module, path: str) -> bool:
-    """Tell whether `path` still names a module that is neither removed nor replaced."""
-    try:
-        return not isinstance(model.get_submodule(path), nn.Identity)
-    except AttributeError:
-        return False
-
-
-def _is_depthwise(conv: nn.Conv2d) -> bool:
-    return is_spatial(conv) and conv.groups == conv.in_channels == conv.out_channels > 1
+            new = pointwise(old, conv.stride if strided and pool is None else (1, 1))
+            plan.replace(unit.index, path, _joined(trim, new, pool))
 
 
 def _pooling(plan: Plan, node: fx.Node, conv: nn.Conv2d, downsample: str) -> nn.Module:
@@ -282,34 +160,26 @@ def _pooling(plan: Plan, node: fx.Node, conv: nn.Conv2d, downsample: str) -> nn.
     return kind(conv.stride, conv.stride, ceil_mode=left_over)
 
 
-@torch.no_grad()
-def _pointwise(conv: nn.Conv2d, stride: tuple[int, ...]) -> nn.Conv2d:
-    """Return the 1x1 convolution whose kernel is the sum of `conv`'s over its positions."""
-    place = {"device": conv.weight.device, "dtype": conv.weight.dtype}
-    bias = conv.bias is not None
-    new = nn.utils.skip_init(  # type: ignore[no-untyped-call]
-        nn.Conv2d, conv.in_channels, conv.out_channels, 1, stride, groups=conv.groups, bias=bias, **place,
-    )
-    new.weight.copy_(conv.weight.sum((2, 3), keepdim=True))
-    if conv.bias is not None:
-        new.bias.copy_(conv.bias)
-    return new  # type: ignore[no-any-return]
+def _trim(plan: Plan, node: fx.Node, conv: nn.Conv2d, pool: nn.Module | None) -> nn.Module | None:
+    """Return what cuts the border off that a convolution without padding does not reach, or None if there is none.
+
+    Without it the map would grow, and no longer fit to its neighbours in a concatenation or to a head behind it.
+    """
+    margins: list[int] = []
+    sides = zip(plan.traced.shapes[node.all_input_nodes[0]][2:], plan.traced.shapes[node][2:], conv.stride, strict=True)
+    for before, after, stride in sides:
+        if pool is None:  # a 1x1 convolution takes every stride-th position, the first one included
+            wanted = before if -(-before // stride) == after else (after - 1) * stride + 1
+        else:
+            wanted = min(before, after * stride)
+        margins = [(wanted - before + 1) // 2, (wanted - before) // 2, *margins]  # the last side comes first
+    return nn.ZeroPad2d(tuple(margins)) if any(margins) else None  # type: ignore[arg-type]
 
 
-@torch.no_grad()
-def _connected(conv: nn.Conv2d) -> nn.Module:
-    """Return what `conv` becomes on a pooled vector; a grouped one stays a convolution, of the single position."""
-    point = _pointwise(conv, (1, 1))
-    if conv.groups > 1:
-        return point
-    new = nn.utils.skip_init(  # type: ignore[no-untyped-call]
-        FullyConnected, conv.in_channels, conv.out_channels, bias=conv.bias is not None,
-        device=point.weight.device, dtype=point.weight.dtype,
-    )
-    new.weight.copy_(point.weight.flatten(1))
-    if point.bias is not None:
-        new.bias.copy_(point.bias)
-    return new  # type: ignore[no-any-return]
+def _joined(*modules: nn.Module | None) -> nn.Module:
+    """Return the modules that are there, one behind the other."""
+    present = [module for module in modules if module is not None]
+    return present[0] if len(present) == 1 else nn.Sequential(*present) if present else nn.Identity()
 
 
 def _check(plan: Plan, model: nn.Module, method: str, image_size: int) -> None:
