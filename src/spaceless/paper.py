@@ -56,6 +56,11 @@ PRESETS: dict[str, Scale] = {
 }
 
 
+def own_scheme(trial: Trial) -> int | None:
+    """Return the `shuffle_last` that is how `trial` was trained, or None if no value is."""
+    return {"baseline": 0, "shuffle": trial.k}.get(trial.method) if trial.only is None else None
+
+
 class Printed(Spec):
     """One model's numbers in the paper: top-1 accuracy and its standard deviation in percent, parameters in millions.
 
@@ -86,7 +91,7 @@ class Printed(Spec):
         shared = ("model", "data", "method", "strip", "downsample", "image_size")
         alike = all(getattr(self, field) == getattr(trial, field) for field in shared)
         place = self.k in (None, trial.k) and (self.only == trial.only or self.k is self.only is None)
-        own = {"baseline": 0, "shuffle": trial.k}.get(trial.method) if trial.only is None else None
+        own = own_scheme(trial)
         tested = {own if scheme is None else scheme for scheme in (self.shuffle_last, shuffle_last)}
         # The paper prints whether it augmented, not how: that is among the differences of a protocol.
         augmented = (self.augment == "none") == (trial.recipe.augment == "none")
@@ -176,7 +181,8 @@ class Experiment(Spec):
         keep = {row.k for row in self.printed_all if row.k is not None} if thinned else set()
         for seed, series in product(scale.seeds, self.series):
             for trial in series.trials(scale, seed, keep):
-                schemes = {*series.shuffle_last, *(merged[trial.id].evaluations if trial.id in merged else ())}
+                further = {last for last in series.shuffle_last if last != own_scheme(trial)}
+                schemes = {*further, *(merged[trial.id].evaluations if trial.id in merged else ())}
                 merged[trial.id] = Planned(trial=trial, evaluations=tuple(sorted(schemes)), repeats=scale.repeats)
         return sorted(merged.values(), key=lambda planned: (planned.trial.seed, planned.trial.k))
 
