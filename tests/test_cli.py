@@ -209,7 +209,7 @@ def test_a_study_from_end_to_end(spaceless, tmp_path):
     page = Path(found["report"])
     assert "<html" in page.read_text()[:500].lower()
     stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("*.json")}
-    assert len([p for p in stamps if p.name == "shuffle-last-0-repeats-1.json"]) == 1  # the baseline is tested clean anyway
+    assert len([p for p in stamps if p.name == "shuffle-last-0-repeats-1.json"]) == 1  # the baseline is clean anyway
     status, out, _ = spaceless("study", "mine.toml")
     assert status == 0
     assert out.splitlines()[-1] == str(page)
