@@ -198,3 +198,18 @@ def test_units_side_by_side_share_one_pooling():
     assert [type(part).__name__ for part in alone.left] == ["ZeroPad2d", "Conv2d"]
     inner = x[:, :, 1:-1, 1:-1].mean((2, 3))
     torch.testing.assert_close(alone(x), inner @ (summed[0] + summed[1]).T + model.left.bias + model.right.bias)
+
+
+@pytest.mark.parametrize("downsample", ["avg", "max", "stride"])
+@pytest.mark.parametrize("size", [11, 12, 13, 14])
+@pytest.mark.parametrize("conv", [
+    (3, 1, 0), (3, 2, 0), (3, 2, 1), (5, 2, 1), (5, 3, 0), (2, 2, 0), (4, 4, 0), (7, 2, 3), (3, 1, 1), (2, 1, 0),
+], ids=str)
+def test_every_map_keeps_the_size_that_the_convolution_gave_it(conv, size, downsample):
+    kernel, stride, padding = conv
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, kernel, stride, padding), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    point, _ = remove_spatial(model, "conv1x1", 1, image_size=size, downsample=downsample)
+    x = images(1, size)
+    assert point[0](x).shape == model[0](x).shape
+    assert all(m.kernel_size == (1, 1) for m in point.modules() if isinstance(m, nn.Conv2d))
