@@ -322,3 +322,29 @@ def test_the_report_side_imports_no_torch():
     code = "import sys, spaceless.report, spaceless.charts; print([m for m in ('torch', 'altair') if m in sys.modules])"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
+
+
+def test_what_the_paper_prints_is_shown_even_where_nothing_stands_beside_it(tmp_path):
+    made = [outcome(model="resnet50", data="texture", classes=4)]
+    store(tmp_path, *made)
+    manifest(tmp_path, "table3-smoke", made, experiment="table3")
+    (section,) = gather([tmp_path], pictures=False).sections
+    alone = section.tables[-1]
+    assert alone.title == "Printed in the paper, not measured here"
+    assert len(alone.lines) == 10  # all of Table 3: its data are others
+    assert ("resnet50", "imagenet32", "1x1 Conv", "6", "", "61.00", "–", "17.68", "Table 3") in alone.lines
+    measured = [outcome("gap_fc", 4, data="imagenet32", classes=1000)]
+    store(tmp_path / "own", *measured)
+    manifest(tmp_path / "own", "table3-fast", measured, experiment="table3")
+    (section,) = gather([tmp_path / "own"], pictures=False).sections
+    assert len(section.tables[-1].lines) == 9
+
+
+def test_a_bound_on_k_is_told_with_its_curve_and_not_again(tmp_path):
+    made = [outcome(), outcome("conv1x1", 5)]
+    store(tmp_path, *made)
+    manifest(tmp_path, "fig2-vgg16-smoke", made, experiment="fig2-vgg16")
+    (section,) = gather([tmp_path], pictures=False).sections
+    lines = section.tables[-1].lines
+    bounds = {(line[2], line[3]) for line in lines if line[3].startswith("up to")}
+    assert bounds == {("Shuffle Conv", "up to 5"), ("GAP+FC", "up to 5")}

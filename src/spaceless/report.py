@@ -11,10 +11,10 @@ from pathlib import Path
 from spaceless.errors import InputError, unknown_name
 from spaceless.findings import Panel, panels, verdicts
 from spaceless.page import Figure, Page, Section, html_text
-from spaceless.paper import Experiment, experiments
+from spaceless.paper import Experiment, Printed, experiments
 from spaceless.protocol import protocol, remarks
 from spaceless.rows import Planned, Problem, Row, Study, load, rows
-from spaceless.tables import csv_lines, markdown_table, panel_table, plain, verdict_table
+from spaceless.tables import csv_lines, markdown_table, panel_table, plain, printed_table, verdict_table
 from spaceless.trial import Outcome
 from spaceless.wording import answer, calibration_answer, listed, points
 
@@ -108,6 +108,8 @@ def _section(
         said = [answer(p, tolerance, experiment) for p in shown]
         tables = []
     tables += [panel_table(p) for p in shown]
+    if experiment and (alone := _not_measured(experiment, found)):
+        tables.append(printed_table(alone))
     compared = experiment is not None or any(r.printed for r in found)
     differences = protocol(outcomes, experiment) if compared else remarks(outcomes)
     grouped: dict[str, tuple[str, ...]] = {}
@@ -135,6 +137,16 @@ def _section(
         name=study.name,
         rows=tuple(found),
     )
+
+
+def _not_measured(experiment: Experiment, found: Sequence[Row]) -> list[Printed]:
+    """Return what the paper prints beside which nothing measured stands: bounds on K stand beside their curve."""
+    beside = {printed for row in found for printed in row.printed if row.n}
+    curves = {(row.trial.model, row.trial.data, row.trial.method) for row in found if row.n}
+    return [
+        printed for printed in experiment.printed_all if printed not in beside
+        and not (printed.largest_k is not None and (printed.model, printed.data, printed.method) in curves)
+    ]
 
 
 def _figures(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from spaceless.console import duration, number, screen, table
 from spaceless.paper import Count, Planned, Printed, experiment, experiments, findings
+from spaceless.tables import printed_place, printed_scheme
 from spaceless.wording import listed
 
 if TYPE_CHECKING:
@@ -172,9 +173,9 @@ def _printed(rows: Sequence[Printed]) -> str:
         value = number(row.top1) if row.top1 is not None else ""
         value += "" if row.std is None else f" ± {row.std:.2f}"
         value += "" if row.params_m is None else f" ({row.params_m:.2f})"
-        place = "" if row.method == "baseline" else f"unit {row.only}" if row.only else f"K {_place(row)}"
+        place = "" if row.method == "baseline" else f"unit {row.only}" if row.only else f"K {printed_place(row)}"
         place = re.sub(r"^K (?=\d)", "K=", place).replace("K best", "best K")
-        about = (row.method, place, row.downsample if row.downsample != "avg" else "", _scheme(row), value)
+        about = (row.method, place, row.downsample if row.downsample != "avg" else "", printed_scheme(row), value)
         lines.setdefault(row.model, []).append(" ".join(filter(None, about)))
     return "\n".join(f"{model}: {', '.join(texts)}" for model, texts in lines.items()) or "a curve only"
 
@@ -187,28 +188,12 @@ def one_experiment(name: str, as_json: bool) -> None:
         return
     print(f"{found.name} ({found.source}, section {found.section}): {found.title}\n{found.asks}")
     table("", ("model:", "data:", "method:", "K", "test:", "top-1 %", "parameters, M", "source:"), [
-        (p.model, p.data, p.method, _place(p), _scheme(p),
+        (p.model, p.data, p.method, printed_place(p), printed_scheme(p),
          number(p.top1) + ("" if p.std is None else f" ± {p.std:.2f}") + ("" if p.gain is None else f" (+{p.gain})"),
          number(p.params_m), p.source)
         for p in found.printed_all
     ])
     print(f"run it: spaceless study {found.name} --preset smoke")
-
-
-def _place(printed: Printed) -> str:
-    if printed.only is not None:
-        return f"unit {printed.only}"
-    if printed.largest_k is not None:
-        return f"up to {printed.largest_k}"
-    if printed.k is None and printed.method != "baseline":
-        return "best"
-    return str(printed.k or 0) + (f" strip {printed.strip}" if printed.strip else "")
-
-
-def _scheme(printed: Printed) -> str:
-    if printed.shuffle_last is None:
-        return "no augmentation" if printed.augment == "none" else ""
-    return f"last {printed.shuffle_last} shuffled" if printed.shuffle_last else "clean"
 
 
 def counts(found: list[tuple[Count, int, bool]], as_json: bool) -> None:

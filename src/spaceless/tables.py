@@ -7,7 +7,8 @@ import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from spaceless.findings import ARROW, DASH, METHOD_NAMES, Panel, Verdict, scheme_name
+from spaceless.findings import ARROW, DASH, DOWNSAMPLE_NAMES, METHOD_NAMES, Panel, Verdict, scheme_name
+from spaceless.paper import Printed
 from spaceless.rows import Row, Truth
 from spaceless.wording import listed, number, signed
 
@@ -162,3 +163,39 @@ def csv_lines(rows: Iterable[tuple[str, Row]]) -> str:
             *seeds[1:],
         ))
     return text.getvalue()
+
+
+def printed_place(printed: Printed) -> str:
+    """Return which units a printed row is about: a K, a single unit, a bound, or the best of a curve."""
+    if printed.only is not None:
+        return f"unit {printed.only}"
+    if printed.largest_k is not None:
+        return f"up to {printed.largest_k}"
+    if printed.k is None and printed.method != "baseline":
+        return "best"
+    return str(printed.k or 0) + (f" strip {printed.strip}" if printed.strip else "")
+
+
+def printed_scheme(printed: Printed) -> str:
+    """Return how the network of a printed row was tested or trained, where that is not the usual way."""
+    if printed.shuffle_last is None:
+        return "no augmentation" if printed.augment == "none" else ""
+    return f"last {printed.shuffle_last} shuffled" if printed.shuffle_last else "clean"
+
+
+def _downsampled(printed: Printed) -> str:
+    return "" if printed.downsample == "avg" else f", {DOWNSAMPLE_NAMES[printed.downsample]}"
+
+
+def printed_table(rows: Sequence[Printed]) -> Table:
+    """Return the table of numbers that the paper prints and that nothing measured stands beside."""
+    columns = (
+        Column("network", numeric=False), Column("data", numeric=False), Column("method", numeric=False),
+        Column("K", "units"), Column("tested", numeric=False), Column("top-1", "percent"),
+        Column("\N{PLUS-MINUS SIGN}", "paper"), Column("parameters", "M"), Column("in", numeric=False),
+    )
+    lines = tuple(
+        (row.model, row.data, METHOD_NAMES[row.method] + _downsampled(row), printed_place(row), printed_scheme(row),
+         number(row.top1), number(row.std), number(row.params_m), row.source) for row in dict.fromkeys(rows)
+    )
+    return Table("Printed in the paper, not measured here", columns, lines)
