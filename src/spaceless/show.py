@@ -133,8 +133,8 @@ def stand_ins(studies: Sequence[Plan]) -> None:
 
 def _operations(macs: int) -> str:
     """Return a number of multiply-adds in the largest unit that leaves a whole part."""
-    power = min(5, max(2, (len(str(macs)) - 1) // 3))
-    return f"{macs / 1000**power:,.1f} {'MGTP'[power - 2]}MAC"
+    power = min(6, max(2, (len(str(macs)) - 1) // 3))
+    return f"{macs / 1000**power:,.1f} {'MGTPE'[power - 2]}MAC"
 
 
 def study(made: Plan, names: Sequence[str], out: Path, page: Path, tally: Tally, as_json: bool) -> None:
