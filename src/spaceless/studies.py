@@ -53,6 +53,8 @@ def plan_study(name: str, preset: str | None = None, asked: Mapping[str, Any] | 
 
     """
     own = name.endswith(".toml")
+    if not own and name not in experiments():
+        raise unknown_name("study", name, (*experiments(), "all", "FILE.toml"))
     found = load_study(name) if own else experiment(name)
     if preset is not None and preset not in PRESETS:
         raise unknown_name("preset", preset, PRESETS)

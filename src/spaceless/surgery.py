@@ -42,8 +42,8 @@ def remove_spatial(
         stem: See `find_units`.
 
     A 1x1 kernel starts as the sum of the spatial kernel over its positions. A freshly initialised kernel gives one with
-    the variance that its rule prescribes for the smaller fan, if that rule scales with the fan (He, Glorot), as those of
-    torchvision's convolutions do; a trained one keeps its answer to a constant map.
+    the variance that its rule prescribes for the smaller fan, if that rule scales with the fan (He, Glorot); a trained
+    one keeps its answer to a constant map.
 
     Raises:
         SurgeryError: K or unit out of range, or a network on which this change is not possible.
