@@ -130,6 +130,30 @@ def test_every_map_of_a_dense_concatenation_is_pooled_once(k, entering):
     assert all(p.grad is not None for p in small.parameters())
 
 
+class PoolBranch(nn.Module):
+    """An Inception block: one branch begins with pooling by a function."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.conv, self.after = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        pooled = self.after(functional.avg_pool2d(x, 3, 1, 1))
+        return torch.cat([self.conv(x), pooled], 1).mean((2, 3))
+
+
+def test_a_branch_that_begins_with_pooling_by_a_function():
+    model = randomised(PoolBranch())
+    small, _ = remove_spatial(model, "gap_fc", 1, image_size=9)
+    x = images(2, 9)
+    mean = model.stem(x).mean((2, 3), keepdim=True)
+    left = mean[..., 0, 0] @ model.conv.weight.sum((2, 3)).T + model.conv.bias
+    # The branch is behind no changed convolution: what enters the block is pooled where the two meet.
+    right = model.after(functional.avg_pool2d(model.stem(x), 3, 1, 1)).mean((2, 3))
+    torch.testing.assert_close(small(x), torch.cat([left, right], 1))
+
+
 class TrainingOnly(nn.Module):
     def __init__(self):
         super().__init__()

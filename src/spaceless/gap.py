@@ -94,9 +94,6 @@ def _pool_where_entering(plan: Plan, entering: set[tuple[fx.Node, fx.Node]], win
     copies: dict[fx.Node, fx.Node] = {}
     pooled: dict[fx.Node, fx.Node] = {}
     for node in plan.traced.nodes:
-        if node in windows:
-            copies[node] = copies[node.all_input_nodes[0]]
-            continue
 
         def source(old: fx.Node, user: fx.Node = node) -> fx.Node:
             if (old, user) not in entering:
@@ -105,7 +102,8 @@ def _pool_where_entering(plan: Plan, entering: set[tuple[fx.Node, fx.Node]], win
                 pooled[old] = graph.call_module(name, (copies[old],))
             return pooled[old]
 
-        copies[node] = graph.node_copy(node, source)
+        # A window is left out; where it is the first of a branch, the pooling stands in its place.
+        copies[node] = source(node.all_input_nodes[0]) if node in windows else graph.node_copy(node, source)
     plan.model = fx.GraphModule(plan.model, graph, f"Pooled{type(plan.traced.model).__name__}")
     first = plan.targets[0].index
     plan.changes.append(Change(unit=first, path=name, before="nothing", after="GlobalAveragePool"))
