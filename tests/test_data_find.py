@@ -118,11 +118,11 @@ NO_NAMES = ["../cifar100", "a/b", "/absent/cifar100", "..", ".", "", "-x", "a\0b
 @pytest.mark.parametrize("name", NO_NAMES)
 def test_names_that_are_no_names(name, tmp_path, monkeypatch):
     touch(tmp_path / "data/cifar100/train.parquet")  # where the first would lead, were it joined to the root
-    (tmp_path / "data/root").mkdir()
-    (tmp_path / "data/root/a b").mkdir()
-    monkeypatch.chdir(tmp_path / "data/root/a b")
+    (tmp_path / "data/base").mkdir()
+    (tmp_path / "data/base/a b").mkdir()
+    monkeypatch.chdir(tmp_path / "data/base/a b")
     with pytest.raises(DataError):
-        find(name, tmp_path / "data/root")
+        find(name, tmp_path / "data/base")
 
 
 def test_known_lists_what_was_found_and_what_else_is_there(tmp_path):

@@ -18,7 +18,7 @@ from spaceless.run import Place
 from spaceless.studies import plan_study
 from spaceless.study import Event, run_study
 from spaceless.trial import Outcome, Trial
-from tiny_studies import FOUR, RECIPE, finished, planned, trial, weights
+from tiny_studies import FOUR, RECIPE, finished, planned, run_serially, trial, weights
 
 torch.set_num_threads(1)
 
@@ -26,10 +26,7 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="module")
 def serial(tmp_path_factory) -> tuple[Path, dict[str, str]]:
     """The four trials, run one after the other."""
-    out = tmp_path_factory.mktemp("serial") / "runs"
-    tally = run_study(planned(*FOUR), Place(out))
-    assert [len(part) for part in (tally.ran, tally.known, tally.failed)] == [4, 0, 0]
-    return out, weights(tally.ran)
+    return run_serially(tmp_path_factory.mktemp("serial") / "runs")
 
 
 # --- plans -----------------------------------------------------------------------------------------------------------

@@ -6,21 +6,18 @@ import os
 import signal
 import sys
 import webbrowser
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter
 
-from spaceless import __version__
+from spaceless import __version__, work
 from spaceless.errors import InputError, Interrupted, SpacelessError
 from spaceless.trial import Augment, Downsample, Precision
 
 if TYPE_CHECKING:
     from spaceless.run import Place
-    from spaceless.studies import Plan
-    from spaceless.study import Tally
 
 _ONE_LINE = 110  # characters; a longer error message is broken where its parts meet
 _LONGEST = 4000  # characters of an error message
@@ -87,7 +84,7 @@ def demo(*, out: Path = Path("demo"), jobs: int | None = None, open_report: bool
         Show the report in the browser.
 
     """
-    _calibrate("smoke", Where(out=out), jobs, "spaceless demo", open_report=open_report)
+    work.calibrate("smoke", Where(out=out).place(), jobs, "spaceless demo", open_report=open_report)
 
 
 @app.command
@@ -107,7 +104,7 @@ def calibrate(
         Processes (default: one per processor core, up to 8).
 
     """
-    _calibrate(preset, where, jobs, f"spaceless calibrate --preset {preset}", as_json=as_json)
+    work.calibrate(preset, where.place(), jobs, f"spaceless calibrate --preset {preset}", as_json=as_json)
 
 
 @app.command
@@ -234,7 +231,7 @@ def train(
     )
     plan = Plan(trial.label, trial.label, "", "spaceless train", (Planned(trial=trial),))
     place = where.place()
-    tally = _run(plan, place, 1, ())
+    tally = work.run(plan, place, 1, ())
     outcome = (tally.ran or tally.known)[0]
     show.outcome(outcome, place.store.folder(trial), as_json)
 
@@ -303,7 +300,7 @@ def study(
         show.plans(plan, studies, lambda p: estimate(p.planned, place), as_json)
     else:
         show.stand_ins(studies)
-        _report(plan, place, _run(plan, place, jobs, studies), as_json, studies)
+        work.report(plan, place, work.run(plan, place, jobs, studies), as_json, studies)
 
 
 @app.command
@@ -480,62 +477,3 @@ def _fail(message: str, status: int) -> NoReturn:
     if status == 1 or os.environ.get("RANK", "0") == "0":  # what is wrong with the input all processes find alike
         print(text, file=sys.stderr)
     raise SystemExit(status)
-
-
-def _jobs(asked: int | None) -> int:
-    if asked is not None and asked < 1:
-        raise InputError("--jobs", found=asked, expected="at least 1", cure="leave it out for a sensible number")
-    return asked or min(8, os.cpu_count() or 1)
-
-
-def _calibrate(
-    preset: str, where: Where, jobs: int | None, command: str, *, as_json: bool = False, open_report: bool = False,
-) -> None:
-    from spaceless.calibrate import plan_calibration
-    from spaceless.report import disagreements
-
-    plan = plan_calibration(preset, command)
-    place = where.place()
-    tally = _run(plan, place, _jobs(jobs))
-    page = _report(plan, place, tally, as_json)
-    if open_report:
-        webbrowser.open(page.resolve().as_uri())
-    if wrong := disagreements([place.out], plan.name):
-        raise SpacelessError(
-            "calibration", found=f"{len(wrong)} cells that differ, first {wrong[0]}", expected="the true largest K",
-            cure="look at the report; if it is not the training that failed, please report a bug",
-        )
-
-
-def _run(plan: Plan, place: Place, jobs: int, studies: Sequence[Plan] | None = None) -> Tally:
-    from spaceless.console import watching
-    from spaceless.distributed import joined
-    from spaceless.study import run_study
-
-    with joined(place.device) as share:
-        if share.rank:  # one process speaks for all
-            run_study(plan, place, jobs=jobs, studies=studies)
-            raise SystemExit(0)
-        with watching(plan, jobs) as watch:
-            tally = run_study(plan, place, jobs=jobs, watch=watch, studies=studies)
-    if not (tally.ran or tally.known):
-        raise tally.failed[0][1]
-    return tally
-
-
-def _report(plan: Plan, place: Place, tally: Tally, as_json: bool, studies: Sequence[Plan] | None = None) -> Path:
-    """Write the report of a plan (or of the studies it is made of), say what came of it, and fail if a trial did."""
-    from spaceless import show
-    from spaceless.report import write_report
-
-    page = place.out / f"{plan.name}.html"
-    names = [study.name for study in studies or (plan,)]
-    write_report([place.out], html=page, study=names)
-    show.study(plan, names, place.out, page, tally, as_json)
-    if tally.failed:
-        trial, error = tally.failed[0]
-        raise SpacelessError(
-            f"{len(tally.failed)} of {len(plan.planned)} trials", found=f"failed, first {trial.label}: {error}",
-            expected="an outcome of each", cure="mend the cause and run the same command again",
-        )
-    return page

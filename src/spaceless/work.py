@@ -1,0 +1,77 @@
+"""What the verbs that train share: running a plan under the eyes of its user, the report that follows, calibration."""
+
+from __future__ import annotations
+
+import os
+import webbrowser
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spaceless.errors import InputError, SpacelessError
+
+if TYPE_CHECKING:
+    from spaceless.run import Place
+    from spaceless.studies import Plan
+    from spaceless.study import Tally
+
+
+def job_count(asked: int | None) -> int:
+    """Return how many processes to use: what was asked for, else one per processor core, 8 at most."""
+    if asked is not None and asked < 1:
+        raise InputError("--jobs", found=asked, expected="at least 1", cure="leave it out for a sensible number")
+    return asked or min(8, os.cpu_count() or 1)
+
+
+def calibrate(
+    preset: str, place: Place, jobs: int | None, command: str, *, as_json: bool = False, open_report: bool = False,
+) -> None:
+    """Run a calibration, write its report, and raise SpacelessError if it does not find the true largest K."""
+    from spaceless.calibrate import plan_calibration
+    from spaceless.report import disagreements
+
+    plan = plan_calibration(preset, command)
+    tally = run(plan, place, job_count(jobs))
+    page = report(plan, place, tally, as_json)
+    if open_report:
+        webbrowser.open(page.resolve().as_uri())
+    if wrong := disagreements([place.out], plan.name):
+        raise SpacelessError(
+            "calibration", found=f"{len(wrong)} cells that differ, first {wrong[0]}", expected="the true largest K",
+            cure="look at the report; if it is not the training that failed, please report a bug",
+        )
+
+
+def run(plan: Plan, place: Place, jobs: int, studies: Sequence[Plan] | None = None) -> Tally:
+    """Run a plan with its progress shown, alone or under torchrun, and raise its first error if nothing came of it."""
+    from spaceless.console import watching
+    from spaceless.distributed import joined
+    from spaceless.study import run_study
+
+    with joined(place.device) as share:
+        if share.rank:  # one process speaks for all
+            run_study(plan, place, jobs=jobs, studies=studies)
+            raise SystemExit(0)
+        with watching(plan, jobs) as watch:
+            tally = run_study(plan, place, jobs=jobs, watch=watch, studies=studies)
+    if not (tally.ran or tally.known):
+        raise tally.failed[0][1]
+    return tally
+
+
+def report(plan: Plan, place: Place, tally: Tally, as_json: bool, studies: Sequence[Plan] | None = None) -> Path:
+    """Write the report of a plan (or of the studies it is made of), say what came of it, and fail if a trial did."""
+    from spaceless import show
+    from spaceless.report import write_report
+
+    page = place.out / f"{plan.name}.html"
+    names = [study.name for study in studies or (plan,)]
+    write_report([place.out], html=page, study=names)
+    show.study(plan, names, place.out, page, tally, as_json)
+    if tally.failed:
+        trial, error = tally.failed[0]
+        raise SpacelessError(
+            f"{len(tally.failed)} of {len(plan.planned)} trials", found=f"failed, first {trial.label}: {error}",
+            expected="an outcome of each", cure="mend the cause and run the same command again",
+        )
+    return page
