@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -10,16 +14,20 @@ from torch.nn import functional
 
 from spaceless.errors import SurgeryError
 from spaceless.models import GlobalAveragePool
-from spaceless.plan import Plan, followers, is_depthwise, once, pointwise
+from spaceless.plan import Plan, followers, is_depthwise, is_filter, is_learned, once, pointwise
 from spaceless.tracing import Trace, trace_graph
 from spaceless.trial import Change
 
 _POOLING = (
     nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, GlobalAveragePool,
 )
+_SIZES = (nn.Upsample, nn.modules.padding._ReflectionPadNd, nn.modules.padding._ReplicationPadNd,
+          nn.modules.padding._ConstantPadNd)
 
-
-_WINDOWS = (functional.max_pool2d, functional.avg_pool2d, torch.max_pool2d)
+WINDOWS = (functional.max_pool2d, functional.avg_pool2d, torch.max_pool2d)
+_POOLING_FUNCTIONS = (
+    *WINDOWS, functional.pad, functional.interpolate, functional.adaptive_avg_pool2d, functional.adaptive_max_pool2d,
+)
 
 
 class FullyConnected(nn.Linear):
@@ -42,7 +50,10 @@ def gap_fc(plan: Plan) -> None:
         (source, node) for node in downstream for source in node.all_input_nodes
         if source not in downstream and len(plan.traced.shapes.get(source, ())) == 4
     }
-    windows = {node for node in downstream if node.target in _WINDOWS}
+    windows = {
+        node for node in downstream
+        if (node.target in _POOLING_FUNCTIONS and not _spreads(plan.traced, node)) or (is_filter(plan.traced, node) and not is_learned(plan.traced, node))
+    }
     stripped = bool(plan.changes)
     for node in once(node for node in plan.traced.nodes if node in downstream):
         path, module = str(node.target), plan.traced.module_of(node)
@@ -62,7 +73,7 @@ def gap_fc(plan: Plan) -> None:
             old = plan.model.get_submodule(path)
             assert isinstance(old, nn.Conv2d)
             plan.replace(unit, path, _connected(old))
-        elif isinstance(module, _POOLING) and not _spreads(plan.traced, node):
+        elif (isinstance(module, _POOLING) and not _spreads(plan.traced, node)) or isinstance(module, _SIZES):
             plan.replace(unit, path, nn.Identity())
     lone = len({source for source, _ in entering}) == 1 and {user for _, user in entering} <= within[first.index]
     if lone and not windows and plan.traced.takes_one_map(first.name):
@@ -77,19 +88,72 @@ def gap_fc(plan: Plan) -> None:
         _pool_where_entering(plan, entering, windows)
 
 
+class ByMode(nn.Module):
+    """A function whose plain arguments differ between training and evaluation, such as dropout.
+
+    Args:
+        function: What is called with the tensors and the arguments of the mode.
+        training: Positional and named arguments for training, with a `Slot` in the place of each tensor.
+        evaluation: The same for evaluation.
+
+    """
+
+    def __init__(self, function: Callable[..., Any], training: tuple[Any, Any], evaluation: tuple[Any, Any]) -> None:
+        """Remember both calls."""
+        super().__init__()
+        self.function, self.calls = function, {True: training, False: evaluation}
+
+    def forward(self, *tensors: Tensor) -> Any:
+        """Call the function with the arguments of the mode that the module is in."""
+        args, kwargs = fx.node.map_aggregate(
+            self.calls[self.training], lambda a: tensors[a.place] if isinstance(a, Slot) else a)
+        return self.function(*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The place of a tensor among those that a function is given."""
+
+    place: int
+
+
+def _by_mode(plan: Plan) -> dict[fx.Node, ByMode]:
+    """Return a module for each function that has other arguments in training than in evaluation.
+
+    Raises:
+        SurgeryError: The forward pass differs in more than plain arguments of functions.
+
+    """
+    size = plan.traced.shapes[plan.traced.nodes[0]][-1]
+    training = list(trace_graph(copy.deepcopy(plan.traced.model).train(), size).nodes)
+    places = {node: i for nodes in (plan.traced.nodes, training) for i, node in enumerate(nodes)}
+
+    def call(node: fx.Node) -> tuple[Any, Any]:
+        slots: dict[fx.Node, Any] = {source: Slot(i) for i, source in enumerate(node.all_input_nodes)}
+        return fx.node.map_arg(node.args, lambda n: slots[n]), fx.node.map_arg(node.kwargs, lambda n: slots[n])
+
+    found = {}
+    for one, other in itertools.zip_longest(plan.traced.nodes, training):
+        alike = one is not None and other is not None and (one.op, one.target) == (other.op, other.target) and [
+            places[source] for source in one.all_input_nodes] == [places[source] for source in other.all_input_nodes]
+        if not alike or (call(one) != call(other) and one.op != "call_function"):
+            raise SurgeryError(
+                f"gap_fc on {type(plan.traced.model).__name__}",
+                found=f"a forward pass that is another one in training (from {one or other} on)",
+                expected="one whose graph can be rewritten", cure="use modules for dropout, or choose another method",
+            )
+        if call(one) != call(other) and callable(one.target):
+            found[one] = ByMode(one.target, call(other), call(one))
+    return found
+
+
 def _pool_where_entering(plan: Plan, entering: set[tuple[fx.Node, fx.Node]], windows: set[fx.Node]) -> None:
     """Rewrite the graph: pool every map that enters the changed part (dense concatenation, side branches) once.
 
     Behind that every map has one position, and pooling by a function, in `windows`, is left out.
     """
-    taken = plan.traced.nodes[0].graph
-    if str(trace_graph(copy.deepcopy(plan.traced.model).train())) != str(taken):
-        raise SurgeryError(
-            f"gap_fc on {type(plan.traced.model).__name__}", found="a forward pass that is another one in training",
-            expected="one whose graph can be rewritten", cure="use modules for dropout, or choose another method",
-        )
-    name = next(f"pooled{i or ''}" for i in range(len(plan.units) + 1) if not hasattr(plan.model, f"pooled{i or ''}"))
-    plan.model.add_module(name, GlobalAveragePool())
+    by_mode = _by_mode(plan)
+    name = _added(plan.model, "pooled", GlobalAveragePool())
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     pooled: dict[fx.Node, fx.Node] = {}
@@ -102,16 +166,40 @@ def _pool_where_entering(plan: Plan, entering: set[tuple[fx.Node, fx.Node]], win
                 pooled[old] = graph.call_module(name, (copies[old],))
             return pooled[old]
 
-        # A window is left out; where it is the first of a branch, the pooling stands in its place.
-        copies[node] = source(node.all_input_nodes[0]) if node in windows else graph.node_copy(node, source)
+        if node in windows:  # left out; where it is the first of a branch, the pooling stands in its place
+            copies[node] = source(node.all_input_nodes[0])
+        elif node in by_mode:
+            switch = _added(plan.model, "by_mode", by_mode[node].train(plan.model.training))
+            copies[node] = graph.call_module(switch, tuple(map(source, node.all_input_nodes)))
+        else:
+            copies[node] = graph.node_copy(node, source)
     plan.model = fx.GraphModule(plan.model, graph, f"Pooled{type(plan.traced.model).__name__}")
     first = plan.targets[0].index
     plan.changes.append(Change(unit=first, path=name, before="nothing", after="GlobalAveragePool"))
 
 
+def _added(model: nn.Module, name: str, module: nn.Module) -> str:
+    """Add `module` under the first name like `name` that is free, and return that."""
+    free = next(f"{name}{i or ''}" for i in itertools.count() if not hasattr(model, f"{name}{i or ''}"))
+    model.add_module(free, module)
+    return free
+
+
 def _spreads(traced: Trace, node: fx.Node) -> bool:
-    """Tell whether adaptive pooling gives a map of several positions that its readers expect; it repeats the vector."""
-    return "Adaptive" in type(traced.module_of(node)).__name__ and traced.shapes[node][2:] != (1, 1)
+    """Tell whether adaptive pooling gives a map of several positions that a linear head expects; it repeats the vector.
+
+    Where a convolution reads the map there is no need: it becomes fully connected on the vector itself.
+    """
+    called = type(traced.module_of(node)).__name__ if node.op == "call_module" else getattr(node.target, "__name__", "")
+    if "adaptive" not in called.lower() or traced.shapes[node][2:] == (1, 1):
+        return False
+    behind = {node}
+    for each in traced.nodes:
+        if any(source in behind for source in each.all_input_nodes):
+            if isinstance(traced.module_of(each), nn.Conv2d):
+                return False
+            behind.add(each)
+    return True
 
 
 def _present(model: nn.Module, path: str) -> bool:
@@ -124,9 +212,12 @@ def _present(model: nn.Module, path: str) -> bool:
 
 @torch.no_grad()
 def _connected(conv: nn.Conv2d) -> nn.Module:
-    """Return what `conv` becomes on a pooled vector; a grouped one stays a convolution, of the single position."""
+    """Return what `conv` becomes on a pooled vector.
+
+    A grouped one stays a convolution, of the single position, and so does one that treats its weights in its own way.
+    """
     point = pointwise(conv, (1, 1))
-    if conv.groups > 1:
+    if conv.groups > 1 or type(conv).forward is not nn.Conv2d.forward:
         return point
     new = nn.utils.skip_init(  # type: ignore[no-untyped-call]
         FullyConnected, conv.in_channels, conv.out_channels, bias=conv.bias is not None,

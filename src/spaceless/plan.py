@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from spaceless.shuffle import ShuffleConv
 from spaceless.tracing import Trace
 from spaceless.trial import Change
 from spaceless.units import Unit, is_spatial
+
+# Of these no unit is made, and no surgery knows what they would become.
+_KERNEL_FUNCTIONS = ("conv2d", "conv_transpose2d", "deform_conv2d", "unfold", "conv3d", "conv1d")
+KERNEL_MODULES = (nn.ConvTranspose2d, nn.Unfold, nn.Fold, nn.Conv1d, nn.Conv3d)
 
 
 @dataclass
@@ -88,15 +94,39 @@ def is_depthwise(conv: nn.Conv2d) -> bool:
     return is_spatial(conv) and conv.groups == conv.in_channels == conv.out_channels > 1
 
 
+def is_filter(traced: Trace, node: fx.Node) -> bool:
+    """Tell whether `node` is a function that joins neighbouring positions by a kernel."""
+    if node.op != "call_function" or getattr(node.target, "__name__", "") not in _KERNEL_FUNCTIONS:
+        return False
+    kernel = traced.shapes.get(node.all_input_nodes[1], ()) if len(node.all_input_nodes) > 1 else ()
+    return len(kernel) != 4 or kernel[2:] != (1, 1)
+
+
+def is_learned(traced: Trace, node: fx.Node) -> bool:
+    """Tell whether a parameter has a say in what `node` reads besides the map itself: a kernel that is trained."""
+    seen: set[fx.Node] = set()
+    open_ = list(node.all_input_nodes[1:])
+    while open_:
+        source = open_.pop()
+        if source not in seen:
+            seen.add(source)
+            open_ += source.all_input_nodes
+    parameters = dict(traced.model.named_parameters())
+    return any(source.op == "get_attr" and str(source.target) in parameters for source in seen)
+
+
 @torch.no_grad()
 def pointwise(conv: nn.Conv2d, stride: tuple[int, ...]) -> nn.Conv2d:
-    """Return the 1x1 convolution whose kernel is the sum of `conv`'s over its positions."""
-    place = {"device": conv.weight.device, "dtype": conv.weight.dtype}
-    bias = conv.bias is not None
-    new = nn.utils.skip_init(  # type: ignore[no-untyped-call]
-        nn.Conv2d, conv.in_channels, conv.out_channels, 1, stride, groups=conv.groups, bias=bias, **place,
-    )
-    new.weight.copy_(conv.weight.sum((2, 3), keepdim=True))
-    if conv.bias is not None:
-        new.bias.copy_(conv.bias)
-    return new  # type: ignore[no-any-return]
+    """Return the 1x1 convolution whose kernel is the sum of `conv`'s over its positions.
+
+    A library's own kind of convolution stays of its kind: one that standardises its weights goes on doing so.
+    """
+    kernel = nn.Parameter(conv.weight.sum((2, 3), keepdim=True), conv.weight.requires_grad)
+    new = copy.deepcopy(conv, {id(conv.weight): kernel})
+    new.kernel_size, new.stride, new.padding, new.dilation = (1, 1), (stride[0], stride[-1]), (0, 0), (1, 1)
+    new.padding_mode, new._reversed_padding_repeated_twice = "zeros", [0, 0, 0, 0]
+    scale: object = getattr(new, "scale", None)
+    if isinstance(scale, float) and isinstance(getattr(new, "gain", None), Tensor):
+        # Brock et al. 2021 ("Characterizing signal propagation", in timm): the scale holds 1 / sqrt(fan-in).
+        new.__dict__["scale"] = scale * math.sqrt(conv.weight[0].numel() / kernel[0].numel())
+    return new

@@ -9,15 +9,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
-import torch
 from torch import fx, nn
 
 from spaceless.errors import SpacelessError, SurgeryError, unknown_name
 from spaceless.gap import gap_fc
-from spaceless.plan import Plan, followers, is_depthwise, once, pointwise
+from spaceless.models import GlobalAveragePool
+from spaceless.plan import KERNEL_MODULES, Plan, followers, is_depthwise, is_filter, is_learned, once, pointwise
 from spaceless.shuffle import Shuffle, ShuffleConv
 from spaceless.strip import strip_units
-from spaceless.tracing import ShapesOnly, example_input, trace
+from spaceless.tracing import Trace, module_stack, output_shape, trace
 from spaceless.trial import METHODS, Change, ShuffleOptions
 from spaceless.units import Unit, is_spatial, units_of
 
@@ -117,7 +117,24 @@ def _plan(model: nn.Module, k: int | None, only: int | None, image_size: int, st
                 path, found=f"a convolution that runs {len(traced.calls(path))} times", expected="one that runs once",
                 cure="give each place a convolution of its own, or change fewer units",
             )
+    _refuse_hidden(traced, targets)
     return Plan(copy.deepcopy(model), traced, units, targets)
+
+
+def _refuse_hidden(traced: Trace, targets: list[Unit]) -> None:
+    """Raise if trained kernels that are no Conv2d look at positions in or behind the first of the units to change."""
+    inside = {node for unit in targets[:1] for node in traced.inside(unit.name)}
+    behind = inside and traced.nodes[min(i for i, node in enumerate(traced.nodes) if node in inside):]
+    for node in behind or ():
+        hidden = is_filter(traced, node) and (is_learned(traced, node) or "fold" in node.name)
+        if hidden or isinstance(traced.module_of(node), KERNEL_MODULES):
+            own = [str(node.target)] if node.op == "call_module" else []
+            raise SurgeryError(
+                [type(traced.model).__name__, *module_stack(node), *own][-1],
+                found=f"spatial weights that are no Conv2d ({node.name})",
+                expected="spatial convolutions as nn.Conv2d modules",
+                cure="use nn.Conv2d there, or change only units behind it",
+            )
 
 
 def _shuffle(plan: Plan, targets: list[Unit], options: ShuffleOptions, seed: int, *, channels: bool) -> None:
@@ -164,17 +181,25 @@ def _pooling(plan: Plan, node: fx.Node, conv: nn.Conv2d, downsample: str) -> nn.
 def _trim(plan: Plan, node: fx.Node, conv: nn.Conv2d, pool: nn.Module | None) -> nn.Module | None:
     """Return what cuts the border off that a convolution without padding does not reach, or None if there is none.
 
-    Without it the map would grow, and no longer fit to its neighbours in a concatenation or to a head behind it.
+    Without it the map would grow, and no longer fit to its neighbours in a concatenation or to a head behind it. A
+    convolution that takes in the whole map, as some heads have one, becomes a global average: a single position would
+    throw the others away.
     """
     margins: list[int] = []
-    sides = zip(plan.traced.shapes[node.all_input_nodes[0]][2:], plan.traced.shapes[node][2:], conv.stride, strict=True)
-    for before, after, stride in sides:
+    entering, leaving = plan.traced.shapes[node.all_input_nodes[0]][2:], plan.traced.shapes[node][2:]
+    if leaving == (1, 1) and entering == tuple(conv.kernel_size) and set(_pads(conv)) == {0}:
+        return GlobalAveragePool()
+    for before, after, stride in zip(entering, leaving, conv.stride, strict=True):
         if pool is None:  # a 1x1 convolution takes every stride-th position, the first one included
             wanted = before if -(-before // stride) == after else (after - 1) * stride + 1
         else:
             wanted = min(before, after * stride)
         margins = [(wanted - before + 1) // 2, (wanted - before) // 2, *margins]  # the last side comes first
     return nn.ZeroPad2d(tuple(margins)) if any(margins) else None  # type: ignore[arg-type]
+
+
+def _pads(conv: nn.Conv2d) -> tuple[object, ...]:
+    return conv.padding if isinstance(conv.padding, tuple) else (conv.padding,)
 
 
 def _joined(*modules: nn.Module | None) -> nn.Module:
@@ -195,10 +220,8 @@ def _check(plan: Plan, model: nn.Module, method: str, image_size: int) -> None:
             cure="choose another method for these units",
         )
     expected = plan.traced.shapes[plan.traced.nodes[-1].all_input_nodes[0]]
-    shadow = copy.deepcopy(plan.model).to("meta").eval()
     try:
-        with torch.no_grad(), ShapesOnly():
-            found = tuple(shadow(example_input(shadow, image_size)).shape)
+        found = output_shape(plan.model, image_size)
     except SpacelessError:
         raise
     except Exception as error:  # the network's own code runs here

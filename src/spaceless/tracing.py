@@ -5,8 +5,10 @@ Tracing runs on a copy on the meta device: no arithmetic is done and the network
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,6 +17,8 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from spaceless.errors import InputError
+from spaceless.recording import record
+from spaceless.sized import trace_sized
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,17 @@ class Trace:
 
     def inside(self, path: str) -> list[fx.Node]:
         """Return the nodes that are executed within the module at `path`, itself included."""
-        own = set(self.calls(path))
-        return [node for node in self.nodes if node in own or path in module_stack(node)]
+        return list(self._within.get(path, ()))
 
+    @cached_property
+    def _within(self) -> dict[str, list[fx.Node]]:
+        """The nodes executed within each module, by its path: one walk over the graph for all of them."""
+        found: dict[str, list[fx.Node]] = {}
+        for node in self.nodes:
+            own = [str(node.target)] if node.op == "call_module" else []
+            for path in dict.fromkeys([*module_stack(node), *own]):
+                found.setdefault(path, []).append(node)
+        return found
 
     def takes_one_map(self, path: str) -> bool:
         """Tell whether the module at `path` is called with one tensor: not with a list of them, nor with several."""
@@ -97,26 +109,52 @@ class _Shapes(fx.Interpreter):
 def example_input(model: nn.Module, image_size: int) -> Tensor:
     """Return zeros (1, C, image_size, image_size) on the device of `model`.
 
-    C is what its first convolution takes, or what surgery has put in its place. The stem may be registered behind
-    the blocks: where that is neither 1 nor 3, a convolution that takes 3 channels decides, then one that takes 1.
+    C is what its first convolution takes, or what surgery has put in its place. Where that is neither 1 nor 3 the stem
+    may be registered behind the blocks, or stand behind a rearrangement of pixels: what the network accepts decides.
     """
-    taken = [m.in_channels if isinstance(m, nn.Conv2d) else m.in_features for m in model.modules()
-             if isinstance(m, nn.Conv2d) or (isinstance(m, nn.Linear) and _is_ours(m))] or [3]
-    channels = next((c for c in (3, 1) if c in taken and taken[0] not in (1, 3)), taken[0])
     place = next(iter(model.parameters()), torch.empty(0))
+    channels = _image_channels(model, image_size, place.dtype)
     return torch.zeros(1, channels, image_size, image_size, device=place.device, dtype=place.dtype)
 
 
-class ShapesOnly(TorchFunctionMode):
-    """Within this context a batch normalisation on the meta device, which changes no shape, takes no time.
+def shapes_of(model: nn.Module) -> nn.Module:
+    """Return a copy of `model` on the meta device, in evaluation mode; no weight is copied on the way."""
+    memo: dict[int, Any] = {}
+    for tensor in [*model.parameters(), *model.buffers()]:
+        empty = torch.empty_like(tensor, device="meta")
+        memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+    return copy.deepcopy(model, memo).to("meta").eval()
 
-    PyTorch takes it apart into a dozen operations there: 2 ms each, most of what a look at a ResNet costs.
+
+def _image_channels(model: nn.Module, image_size: int, dtype: torch.dtype) -> int:
+    taken = [m.in_channels if isinstance(m, nn.Conv2d) else m.in_features for m in model.modules()
+             if isinstance(m, nn.Conv2d) or (isinstance(m, nn.Linear) and _is_ours(m))] or [3]
+    if taken[0] in (1, 3):
+        return taken[0]
+    shadow = shapes_of(model)
+    for channels in (*(c for c in (3, 1) if c in taken), taken[0], 3, 1):
+        with contextlib.suppress(Exception), torch.no_grad(), ShapesOnly():  # the network's own code says what fits
+            shadow(torch.zeros(1, channels, image_size, image_size, device="meta", dtype=dtype))
+            return channels
+    return taken[0]
+
+
+class ShapesOnly(TorchFunctionMode):
+    """What the meta device lacks for a look at shapes: speed where none changes, and a check of channels.
+
+    PyTorch takes a batch normalisation apart into a dozen operations there, 2 ms each, most of what a look at a ResNet
+    costs; and a convolution there takes any number of channels.
     """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Return the input of a batch normalisation that fits it; everything else runs as it is."""
+        """Return the input of a batch normalisation that fits it; refuse channels that do not fit a convolution."""
+        if func is torch.conv2d and args[0].device.type == "meta":
+            x, weight = args[:2]
+            groups = args[6] if len(args) > 6 else (kwargs or {}).get("groups", 1)
+            if x.shape[-3] != weight.shape[1] * groups:
+                raise RuntimeError(f"{x.shape[-3]} channels for a kernel of {weight.shape[1]} in {groups} groups")
         if func is functional.batch_norm and args[0].device.type == "meta":
             mean = args[1]
             if mean is not None and mean.shape[0] == args[0].shape[1]:
@@ -124,32 +162,73 @@ class ShapesOnly(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def output_shape(model: nn.Module, image_size: int) -> tuple[int, ...]:
+    """Return the shape of what `model` gives for one image of side `image_size`; what goes wrong in it is raised."""
+    shadow = shapes_of(model)
+    with torch.no_grad(), ShapesOnly():
+        try:
+            return tuple(shadow(example_input(shadow, image_size)).shape)
+        except Exception:  # it may choose by values, which the meta device does not have
+            real = copy.deepcopy(model).eval()
+            return tuple(real(example_input(real, image_size)).shape)
+
+
 def trace(model: nn.Module, image_size: int) -> Trace:
     """Trace one forward pass of `model` on an image of side `image_size`.
 
+    torch.fx traces it symbolically, if need be with the sizes of the maps known (see `trace_graph`); where the control
+    flow depends on values, one pass is recorded instead.
+
     Raises:
-        InputError: The network cannot be traced, or does not accept an image of this size.
+        InputError: The network does not accept an image of this size.
 
     """
-    shadow = copy.deepcopy(model).to("meta").eval()
-    graph = trace_graph(shadow)
-    runner = _Shapes(fx.GraphModule(shadow, graph))
+    shadow = shapes_of(model)
+    x = example_input(shadow, image_size)
     try:
+        graph = trace_graph(shadow, image_size)
+        runner = _Shapes(fx.GraphModule(shadow, graph))
         with torch.no_grad(), ShapesOnly():
-            runner.run(example_input(shadow, image_size))
+            runner.run(x)
+        return Trace(shadow, tuple(graph.nodes), runner.shapes)
+    except Exception:  # a tracer runs the user's own forward: anything can come out of it
+        return _recorded(model, shadow, x)
+
+
+def _recorded(model: nn.Module, shadow: nn.Module, x: Tensor) -> Trace:
+    tracer = _Tracer()
+    try:
+        try:
+            with ShapesOnly():
+                graph, shapes = record(shadow, x, tracer.is_leaf_module)
+        except Exception:  # it may choose by values, which the meta device does not have
+            shadow = copy.deepcopy(model).cpu().float().eval()
+            graph, shapes = record(shadow, torch.zeros(x.shape), tracer.is_leaf_module)
     except Exception as error:
         raise InputError(
-            f"image size {image_size}", found=_first_line(error), expected="an image that the network accepts",
-            cure="choose a larger image size",
+            f"{type(model).__name__} on an image of {x.shape[-1]} pixels", found=_first_line(error),
+            expected="a forward pass", cure="choose an image size that the network accepts",
         ) from error
-    return Trace(shadow, tuple(graph.nodes), runner.shapes)
+    return Trace(shadow, tuple(graph.nodes), shapes)
 
 
-def trace_graph(model: nn.Module) -> fx.Graph:
-    """Return the graph of `model`'s forward pass, with PyTorch's and our own modules as leaves, or raise InputError."""
+def trace_graph(model: nn.Module, image_size: int | None = None) -> fx.Graph:
+    """Return the graph of `model`'s forward pass, with PyTorch's and our own modules as leaves.
+
+    A network that chooses by the size of its maps can only be traced for an `image_size`; its graph then holds for
+    images of that size, and for any other network it is the same with and without.
+
+    Raises:
+        InputError: The control flow depends on the values of tensors.
+
+    """
     try:
         return _Tracer().trace(model)
     except Exception as error:  # a tracer runs the user's own forward: anything can come out of it
+        if image_size is not None:
+            shadow = shapes_of(model).train(model.training)
+            with contextlib.suppress(Exception), ShapesOnly():
+                return trace_sized(shadow, _Tracer(), example_input(shadow, image_size))
         raise InputError(
             f"tracing {type(model).__name__}", found=_first_line(error),
             expected="a forward pass whose control flow does not depend on the values of tensors",

@@ -1,0 +1,1 @@
+"""Measurements of the tool itself, each a room with one command: `spaceless bench NAME`."""
