@@ -51,8 +51,8 @@ def test_what_is_computed_between_modules():
     traced = recorded(Between(), 8)
     names = [n.target if isinstance(n.target, str) else n.target.__name__ for n in traced.nodes]
     assert names == [
-        "x", "conv", "mean", "gate.linear", "sigmoid", "mul", "scale", "mul", "chunk", "getitem", "getitem", "relu", "add_",
-        "getitem", "setitem", "cat", "flatten", "output"]
+        "x", "conv", "mean", "gate.linear", "sigmoid", "mul", "scale", "mul", "chunk", "getitem", "getitem", "relu",
+        "add_", "getitem", "setitem", "cat", "flatten", "output"]
     nodes = dict(zip(names, traced.nodes, strict=True))
     assert nodes["cat"].args[0] == (nodes["add_"], nodes["setitem"])  # what was changed in place is what is read
     assert nodes["setitem"].target is operator.setitem
@@ -68,7 +68,7 @@ class ByValue(nn.Module):
 
     def forward(self, x):
         x = self.one(x)
-        if float(x.abs().sum()) >= 0:  # no tracer can know
+        if x.abs().sum() >= 0:  # no tracer can know
             x = self.two(x)
         return x.mean((2, 3))
 

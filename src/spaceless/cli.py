@@ -32,6 +32,7 @@ app = App(
 
 Short = Annotated[int, Parameter(name=["--k", "-k"])]
 Preset = Literal["paper", "fast", "smoke"]
+Bench = Literal["networks"]
 _Json = Annotated[bool, Parameter(name="--json", help="Print one JSON document on standard output.")]
 
 
@@ -432,6 +433,30 @@ def data(
         show.known_data(data_root, as_json)
     else:
         show.one_data_set(name, data_root, verify=verify, download=download, image_size=image_size, as_json=as_json)
+
+
+@app.command
+def bench(
+    name: Bench | None = None, *networks: str, jobs: int | None = None, out: Path = Path("bench"),
+    as_json: _Json = False,
+) -> None:
+    """Measure the tool itself and write what was found as JSON and as a Markdown page.
+
+    Example: `spaceless bench networks --jobs 2`
+
+    Parameters
+    ----------
+    name
+        `networks`: surgery on the CNNs of torchvision and timm. Without a name all are listed.
+    networks
+        Only these, by name (see `spaceless inspect --help`), `NAME@64` for images of 64 pixels.
+    jobs
+        Processes (default: one per processor core, up to 8).
+    out
+        The folder of the record and the page.
+
+    """
+    work.bench(name, networks, jobs, out, as_json)
 
 
 def main() -> None:

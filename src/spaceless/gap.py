@@ -13,8 +13,9 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from spaceless.errors import SurgeryError
+from spaceless.hidden import is_filter, is_learned
 from spaceless.models import GlobalAveragePool
-from spaceless.plan import Plan, followers, is_depthwise, is_filter, is_learned, once, pointwise
+from spaceless.plan import Plan, followers, is_depthwise, once, pointwise
 from spaceless.tracing import Trace, trace_graph
 from spaceless.trial import Change
 
@@ -50,10 +51,7 @@ def gap_fc(plan: Plan) -> None:
         (source, node) for node in downstream for source in node.all_input_nodes
         if source not in downstream and len(plan.traced.shapes.get(source, ())) == 4
     }
-    windows = {
-        node for node in downstream
-        if (node.target in _POOLING_FUNCTIONS and not _spreads(plan.traced, node)) or (is_filter(plan.traced, node) and not is_learned(plan.traced, node))
-    }
+    windows = {node for node in downstream if _left_out(plan.traced, node)}
     stripped = bool(plan.changes)
     for node in once(node for node in plan.traced.nodes if node in downstream):
         path, module = str(node.target), plan.traced.module_of(node)
@@ -86,6 +84,13 @@ def gap_fc(plan: Plan) -> None:
         )
     else:
         _pool_where_entering(plan, entering, windows)
+
+
+def _left_out(traced: Trace, node: fx.Node) -> bool:
+    """Tell whether `node` is pooling or resizing by a function, which has nothing to do on a pooled vector."""
+    if node.target in _POOLING_FUNCTIONS:
+        return not _spreads(traced, node)
+    return is_filter(traced, node) and not is_learned(traced, node)
 
 
 class ByMode(nn.Module):

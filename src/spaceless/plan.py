@@ -15,10 +15,6 @@ from spaceless.tracing import Trace
 from spaceless.trial import Change
 from spaceless.units import Unit, is_spatial
 
-# Of these no unit is made, and no surgery knows what they would become.
-_KERNEL_FUNCTIONS = ("conv2d", "conv_transpose2d", "deform_conv2d", "unfold", "conv3d", "conv1d")
-KERNEL_MODULES = (nn.ConvTranspose2d, nn.Unfold, nn.Fold, nn.Conv1d, nn.Conv3d)
-
 
 @dataclass
 class Plan:
@@ -77,7 +73,9 @@ def _is_normalisation(module: nn.Module) -> bool:
 
 
 def _is_activation(module: nn.Module) -> bool:
-    return type(module).__module__ == "torch.nn.modules.activation" and not list(module.parameters())
+    """Tell whether `module` may go with its convolution; what squashes is a gate, without which a product explodes."""
+    own = type(module).__module__ == "torch.nn.modules.activation" and not list(module.parameters())
+    return own and not isinstance(module, nn.Sigmoid | nn.Hardsigmoid | nn.Tanh | nn.Softmax | nn.Softmax2d)
 
 
 def once(nodes: Iterable[fx.Node]) -> list[fx.Node]:
@@ -92,27 +90,6 @@ def once(nodes: Iterable[fx.Node]) -> list[fx.Node]:
 def is_depthwise(conv: nn.Conv2d) -> bool:
     """Tell whether `conv` looks at several positions of each channel by itself."""
     return is_spatial(conv) and conv.groups == conv.in_channels == conv.out_channels > 1
-
-
-def is_filter(traced: Trace, node: fx.Node) -> bool:
-    """Tell whether `node` is a function that joins neighbouring positions by a kernel."""
-    if node.op != "call_function" or getattr(node.target, "__name__", "") not in _KERNEL_FUNCTIONS:
-        return False
-    kernel = traced.shapes.get(node.all_input_nodes[1], ()) if len(node.all_input_nodes) > 1 else ()
-    return len(kernel) != 4 or kernel[2:] != (1, 1)
-
-
-def is_learned(traced: Trace, node: fx.Node) -> bool:
-    """Tell whether a parameter has a say in what `node` reads besides the map itself: a kernel that is trained."""
-    seen: set[fx.Node] = set()
-    open_ = list(node.all_input_nodes[1:])
-    while open_:
-        source = open_.pop()
-        if source not in seen:
-            seen.add(source)
-            open_ += source.all_input_nodes
-    parameters = dict(traced.model.named_parameters())
-    return any(source.op == "get_attr" and str(source.target) in parameters for source in seen)
 
 
 @torch.no_grad()

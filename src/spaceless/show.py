@@ -271,6 +271,27 @@ def one_data_set(
         )
 
 
+BENCHES = {"networks": "surgery on the CNNs of torchvision and timm: what holds for each, and what is refused"}
+
+
+def benches(as_json: bool) -> None:
+    """Show the names of the measurements."""
+    if as_json:
+        _json(BENCHES)
+    else:
+        table("Measurements", ("name:", "of:"), list(BENCHES.items()))
+
+
+def bench(record: dict[str, Any], page: str, paths: Sequence[Path], as_json: bool) -> None:
+    """Show the page of a measurement and where it was written."""
+    if as_json:
+        _json(record)
+        return
+    print(page)
+    for path in paths:
+        print(path)
+
+
 def _few(problems: Sequence[str]) -> str:
     """Return the first problems as one line: all of them were shown before."""
     more = f"; and {len(problems) - 3:,} more" if len(problems) > 3 else ""

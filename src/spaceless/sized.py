@@ -51,6 +51,8 @@ class _SizedProxy(fx.Proxy):
 class SizedTracer(fx.Tracer):
     """Traces a network for images like the example, with the leaves that `leaves` says."""
 
+    proxy_buffer_attributes = True
+
     def __init__(self, leaves: fx.Tracer, example: Tensor) -> None:
         """Remember the example (1, C, H, W) on the meta device."""
         super().__init__()

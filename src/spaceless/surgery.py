@@ -13,11 +13,12 @@ from torch import fx, nn
 
 from spaceless.errors import SpacelessError, SurgeryError, unknown_name
 from spaceless.gap import gap_fc
+from spaceless.hidden import refuse_hidden
 from spaceless.models import GlobalAveragePool
-from spaceless.plan import KERNEL_MODULES, Plan, followers, is_depthwise, is_filter, is_learned, once, pointwise
+from spaceless.plan import Plan, followers, is_depthwise, once, pointwise
 from spaceless.shuffle import Shuffle, ShuffleConv
 from spaceless.strip import strip_units
-from spaceless.tracing import Trace, module_stack, output_shape, trace
+from spaceless.tracing import output_shape, trace
 from spaceless.trial import METHODS, Change, ShuffleOptions
 from spaceless.units import Unit, is_spatial, units_of
 
@@ -117,24 +118,8 @@ def _plan(model: nn.Module, k: int | None, only: int | None, image_size: int, st
                 path, found=f"a convolution that runs {len(traced.calls(path))} times", expected="one that runs once",
                 cure="give each place a convolution of its own, or change fewer units",
             )
-    _refuse_hidden(traced, targets)
+    refuse_hidden(traced, targets)
     return Plan(copy.deepcopy(model), traced, units, targets)
-
-
-def _refuse_hidden(traced: Trace, targets: list[Unit]) -> None:
-    """Raise if trained kernels that are no Conv2d look at positions in or behind the first of the units to change."""
-    inside = {node for unit in targets[:1] for node in traced.inside(unit.name)}
-    behind = inside and traced.nodes[min(i for i, node in enumerate(traced.nodes) if node in inside):]
-    for node in behind or ():
-        hidden = is_filter(traced, node) and (is_learned(traced, node) or "fold" in node.name)
-        if hidden or isinstance(traced.module_of(node), KERNEL_MODULES):
-            own = [str(node.target)] if node.op == "call_module" else []
-            raise SurgeryError(
-                [type(traced.model).__name__, *module_stack(node), *own][-1],
-                found=f"spatial weights that are no Conv2d ({node.name})",
-                expected="spatial convolutions as nn.Conv2d modules",
-                cure="use nn.Conv2d there, or change only units behind it",
-            )
 
 
 def _shuffle(plan: Plan, targets: list[Unit], options: ShuffleOptions, seed: int, *, channels: bool) -> None:

@@ -86,6 +86,8 @@ _LAYERS = (nn.Conv2d, nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm
 
 
 class _Tracer(fx.Tracer):
+    proxy_buffer_attributes = True  # what is computed from a buffer stays computed: here it would be a tensor on meta
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return _is_ours(m) or isinstance(m, _LAYERS) or super().is_leaf_module(m, module_qualified_name)
 

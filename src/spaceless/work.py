@@ -75,3 +75,34 @@ def report(plan: Plan, place: Place, tally: Tally, as_json: bool, studies: Seque
             expected="an outcome of each", cure="mend the cause and run the same command again",
         )
     return page
+
+
+def bench(name: str | None, networks: Sequence[str], jobs: int | None, out: Path, as_json: bool) -> None:
+    """Run the measurement called `name`, write its record and page, and show where they are; without a name list all.
+
+    Raises:
+        SpacelessError: What was measured is not what the tool promises.
+
+    """
+    from spaceless import show
+    from spaceless.bench import networks as networks_bench
+    from spaceless.bench.record import headed, write
+    from spaceless.console import screen
+
+    if name is None:
+        show.benches(as_json)
+        return
+    command = " ".join(["spaceless bench", name, *networks])
+    found = []
+    for row in networks_bench.rows(networks, job_count(jobs)):
+        found.append(row)
+        screen().print(networks_bench.line(row), markup=False)
+    record = headed(name, command, {"summary": networks_bench.summary(found), "rows": found}, also=("timm",))
+    page = networks_bench.markdown(record)
+    paths = write(record, page, out)
+    show.bench(record, page, paths, as_json)
+    if failing := record["summary"]["failing"]:
+        raise SpacelessError(
+            "bench networks", found=f"{len(failing)} networks on which surgery breaks a promise: {', '.join(failing)}",
+            expected="each property, or a refusal", cure="look at the page; this is a bug, please report it",
+        )

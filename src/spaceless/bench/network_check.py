@@ -65,11 +65,17 @@ def awake(model: nn.Module, x: Tensor) -> nn.Module:
         if parameter.numel() == 1 or bool((parameter == parameter.flatten()[0]).all()):
             low, high = (-0.1, 0.1) if name.endswith("bias") else (0.5, 1.5)
             parameter.copy_(torch.rand(parameter.shape, generator=source) * (high - low) + low)
+    return _settled(model, x)
+
+
+@torch.no_grad()
+def _settled(model: nn.Module, x: Tensor) -> nn.Module:
+    """Return `model` in evaluation mode, its normalisations with the moments of x, as training would leave them."""
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     kept = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 1.0
-    model.train()(x.float())
+    model.float().train()(x.float())
     for norm, momentum in zip(norms, kept, strict=True):
         norm.momentum = momentum
     return model.double().eval()
@@ -119,6 +125,7 @@ def _check(
     last = units[len(units) - k:]
     _expect({change.unit for change in changes if change.unit} == {unit.index for unit in last}, "other units changed")
     _check_convolutions(small, units, last, method)
+    small = _settled(small, x)
     with torch.no_grad():
         after = small(x)
     _expect(after.shape == before.shape, f"the output is {tuple(after.shape)}, was {tuple(before.shape)}")
