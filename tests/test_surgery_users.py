@@ -161,7 +161,9 @@ class TrainingOnly(nn.Module):
 
     def forward(self, x):
         x = functional.max_pool2d(self.two(self.one(x)), 2).mean((2, 3))
-        return self.head(functional.dropout(x, 0.5, self.training))
+        if self.training:
+            x = x + 0.1 * torch.randn_like(x)
+        return self.head(x)
 
 
 def test_a_graph_that_is_another_one_in_training_is_not_rewritten():

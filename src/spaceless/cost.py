@@ -50,8 +50,9 @@ def count_parameters(model: nn.Module) -> int:
 def cost(model: nn.Module, image_size: int) -> Cost:
     """Return what `model` costs for one image of side `image_size`; it is not changed and nothing is computed."""
     shadow = copy.deepcopy(model).to("meta").eval()
+    x = example_input(shadow, image_size)
     with torch.no_grad(), ShapesOnly(), FlopCounterMode(display=False) as counter:
-        shadow(example_input(shadow, image_size))
+        shadow(x)
     leaves = {type(m) for m in shadow.modules() if not list(m.children())}
     left_out = {kind.__name__ for kind in leaves if not issubclass(kind, _COUNTED + _FREE)}
     return Cost(count_parameters(model), counter.get_total_flops() // 2, tuple(sorted(left_out)))
