@@ -14,7 +14,7 @@ from spaceless.bench.record import headed
 from spaceless.surgery import remove_spatial
 
 
-def double(size, batch=2):
+def double(size, batch=4):
     return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0)).double()
 
 

@@ -94,7 +94,7 @@ def test_the_stem_of_the_papers_block_networks_is_no_unit():
         ({"method": "conv1x1", "k": 1, "downsample": "median"}, "downsample: found 'median'"),
         ({"classes": 0}, "classes: found 0, expected at least 1"),
         ({"image_size": 0}, "image size: found 0, expected at least 1"),
-        ({"image_size": 8}, "an image of 8 pixels: found RuntimeError: .*, expected a forward pass; choose an image size that"),
+        ({"image_size": 8}, "an image of 8 pixels: found RuntimeError: .*, expected a forward pass; choose"),
         ({"width": 0.3}, "width: found 0.3"),
     ],
     ids=str,

@@ -1,12 +1,11 @@
-"""What a plan is made of: 1x1 kernels from spatial ones, what belongs to a convolution, weights hidden in functions."""
+"""What a plan is made of: 1x1 kernels from spatial ones, and what belongs to a convolution."""
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
-from networks import Classifier, ConvBlock, Gate, images, stem
-from spaceless.errors import SurgeryError
+from networks import Classifier, images, stem
 from spaceless.plan import pointwise
 from spaceless.surgery import remove_spatial
 
@@ -81,35 +80,3 @@ def test_a_convolution_of_the_whole_map_becomes_a_global_average(groups):
     front = torch.relu(model[0](x)).mean((2, 3))
     kernel, bias = model[2].weight.sum((2, 3)), model[2].bias
     assert torch.allclose(small(x), front if groups > 1 else front @ kernel.T + bias, atol=1e-5)
-
-
-class Function(nn.Module):
-    """A convolution that is no module: its kernel is a parameter, or a filter that nobody trains."""
-
-    def __init__(self, trained):
-        super().__init__()
-        kernel = torch.rand(8, 1, 3, 3)
-        if trained:
-            self.kernel = nn.Parameter(kernel)
-        else:
-            self.register_buffer("kernel", kernel / kernel.sum((2, 3), keepdim=True))
-
-    def forward(self, x):
-        return functional.conv2d(functional.pad(x, (1, 1, 1, 1), mode="reflect"), self.kernel * 1, groups=8)
-
-
-@pytest.mark.parametrize("method", ["shuffle", "gap_fc", "conv1x1"])
-@pytest.mark.parametrize(("hidden", "name"), [
-    (Function(True), "features.2"), (nn.ConvTranspose2d(8, 8, 3, padding=1), "features.2"),
-    (Gate(8), None), (Function(False), None)], ids=["function", "transposed", "gate", "filter"])
-def test_trained_kernels_that_are_no_convolution_of_ours_are_refused_by_name(method, hidden, name):
-    model = Classifier(ConvBlock(3, 8), ConvBlock(8, 8), hidden, channels=8)
-    if name is None:
-        small, changes = remove_spatial(model, method, 1, image_size=16)
-        assert {change.unit for change in changes} - {0} == {2}  # 0 is what lies behind the last unit
-        assert small(images(2, 16)).shape == (2, 4)
-        return
-    with pytest.raises(SurgeryError, match=rf"{name}: found spatial weights that are no Conv2d .*; use nn.Conv2d"):
-        remove_spatial(model, method, 1, image_size=16)
-    front = Classifier(hidden if hidden is None else nn.Identity(), ConvBlock(3, 8), ConvBlock(8, 8), channels=8)
-    assert remove_spatial(front, method, 2, image_size=16)

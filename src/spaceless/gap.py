@@ -76,7 +76,8 @@ def gap_fc(plan: Plan) -> None:
     lone = len({source for source, _ in entering}) == 1 and {user for _, user in entering} <= within[first.index]
     if lone and not windows and plan.traced.takes_one_map(first.name):
         body = plan.model.get_submodule(first.name)
-        plan.replace(first.index, first.name, nn.Sequential(GlobalAveragePool(), body))
+        ((source, _), *_) = entering
+        plan.replace(first.index, first.name, nn.Sequential(GlobalAveragePool(_dims(plan, source)), body))
     elif stripped:
         raise SurgeryError(
             f"gap_fc on {type(plan.traced.model).__name__}", found="strip where several maps enter the changed units",
@@ -158,7 +159,7 @@ def _pool_where_entering(plan: Plan, entering: set[tuple[fx.Node, fx.Node]], win
     Behind that every map has one position, and pooling by a function, in `windows`, is left out.
     """
     by_mode = _by_mode(plan)
-    name = _added(plan.model, "pooled", GlobalAveragePool())
+    names: dict[tuple[int, int], str] = {}
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     pooled: dict[fx.Node, fx.Node] = {}
@@ -168,7 +169,10 @@ def _pool_where_entering(plan: Plan, entering: set[tuple[fx.Node, fx.Node]], win
             if (old, user) not in entering:
                 return copies[old]
             if old not in pooled:
-                pooled[old] = graph.call_module(name, (copies[old],))
+                dims = _dims(plan, old)
+                if dims not in names:
+                    names[dims] = _added(plan.model, "pooled", GlobalAveragePool(dims))
+                pooled[old] = graph.call_module(names[dims], (copies[old],))
             return pooled[old]
 
         if node in windows:  # left out; where it is the first of a branch, the pooling stands in its place
@@ -180,7 +184,12 @@ def _pool_where_entering(plan: Plan, entering: set[tuple[fx.Node, fx.Node]], win
             copies[node] = graph.node_copy(node, source)
     plan.model = fx.GraphModule(plan.model, graph, f"Pooled{type(plan.traced.model).__name__}")
     first = plan.targets[0].index
-    plan.changes.append(Change(unit=first, path=name, before="nothing", after="GlobalAveragePool"))
+    plan.changes += [
+        Change(unit=first, path=name, before="nothing", after="GlobalAveragePool") for name in names.values()]
+
+
+def _dims(plan: Plan, node: fx.Node) -> tuple[int, int]:
+    return (1, 2) if node in plan.traced.channels_last else (2, 3)
 
 
 def _added(model: nn.Module, name: str, module: nn.Module) -> str:

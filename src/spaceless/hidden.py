@@ -10,6 +10,7 @@ from spaceless.units import Unit
 
 _KERNEL_FUNCTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose2d", "deform_conv2d")
 _UNFOLDING = ("fold", "unfold")
+_PRODUCTS = ("matmul", "bmm", "einsum", "baddbmm", "scaled_dot_product_attention")
 _KERNEL_MODULES = (nn.ConvTranspose2d, nn.Unfold, nn.Fold, nn.Conv1d, nn.Conv3d)
 
 
@@ -38,17 +39,55 @@ def refuse_hidden(traced: Trace, targets: list[Unit]) -> None:
     """Raise SurgeryError if such weights look at positions in or behind the first of the units to change.
 
     No surgery knows what they would become, and a network that goes on using positions there would be a silent failure.
+    The same holds for weights that belong to positions: embeddings of places, absolute or relative.
     """
     inside = {node for unit in targets[:1] for node in traced.inside(unit.name)}
-    behind = inside and traced.nodes[min(i for i, node in enumerate(traced.nodes) if node in inside):]
-    for node in behind or ():
-        hidden = is_filter(traced, node) and is_learned(traced, node)
-        unfolded = node.op == "call_function" and getattr(node.target, "__name__", "") in _UNFOLDING
-        if hidden or unfolded or isinstance(traced.module_of(node), _KERNEL_MODULES):
-            own = [str(node.target)] if node.op == "call_module" else []
+    behind = traced.nodes[min(i for i, node in enumerate(traced.nodes) if node in inside):] if inside else ()
+    constant = _independent(traced)
+    for node in behind:
+        unfolded = node.op == "call_function" and _name(node) in _UNFOLDING
+        kernel = is_filter(traced, node) and is_learned(traced, node)
+        if kernel or unfolded or isinstance(traced.module_of(node), _KERNEL_MODULES):
             raise SurgeryError(
-                [type(traced.model).__name__, *module_stack(node), *own][-1],
-                found=f"spatial weights that are no Conv2d ({node.name})",
+                _place(traced, node), found=f"spatial weights that are no Conv2d ({node.name})",
                 expected="spatial convolutions as nn.Conv2d modules",
                 cure="use nn.Conv2d there, or change only units behind it",
             )
+        weights = [source for source in node.all_input_nodes if source in constant and node not in constant]
+        if any(_tells_places(traced, node, source) for source in weights):
+            raise SurgeryError(
+                _place(traced, node), found=f"weights that tell positions apart ({node.name})",
+                expected="layers that treat all positions alike", cure="change only units behind it",
+            )
+
+
+def _independent(traced: Trace) -> set[fx.Node]:
+    """Return the nodes that give trained weights, or what is computed from them alone, whatever the image is."""
+    parameters = dict(traced.model.named_parameters())
+    found: set[fx.Node] = set()
+    for node in traced.nodes:
+        trained = node.op == "get_attr" and str(node.target) in parameters
+        if trained or (node.all_input_nodes and found.issuperset(node.all_input_nodes)):
+            found.add(node)
+    return found
+
+
+def _tells_places(traced: Trace, node: fx.Node, weights: fx.Node) -> bool:
+    """Tell whether `node` gives each position of the map its own of `weights`, or looks them up by products."""
+    if _name(node) in _PRODUCTS:
+        return True
+    shape, result = traced.shapes.get(weights, ()), traced.shapes.get(node, ())
+    if len(shape) < 2 or len(result) != 4:
+        return False
+    own = (0, *shape)[-3:-1] if node in traced.channels_last else shape[-2:]
+    return any(side > 1 for side in own)
+
+
+def _name(node: fx.Node) -> str:
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+
+
+def _place(traced: Trace, node: fx.Node) -> str:
+    """Return the path of the module that `node` is or is executed in, or the network's class."""
+    own = [str(node.target)] if node.op == "call_module" else []
+    return [type(traced.model).__name__, *module_stack(node), *own][-1]

@@ -21,11 +21,21 @@ _STEM_IS_NO_UNIT = ("resnet50", "resnet152", "mobilenet_v2", "squeezenet1_0")  #
 
 
 class GlobalAveragePool(nn.Module):
-    """The mean over all positions: (N, C, H, W) to (N, C, 1, 1). `mean` is deterministic on CUDA."""
+    """The mean over all positions: (N, C, H, W) to (N, C, 1, 1). `mean` is deterministic on CUDA.
+
+    Args:
+        dims: Where height and width are: (1, 2) for maps (N, H, W, C), which become (N, 1, 1, C).
+
+    """
+
+    def __init__(self, dims: tuple[int, int] = (2, 3)) -> None:
+        """Remember the dimensions."""
+        super().__init__()
+        self.dims = dims
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the mean over height and width."""
-        return x.mean((2, 3), keepdim=True)
+        return x.mean(self.dims, keepdim=True)
 
 
 def default_image_size(name: str) -> int:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from spaceless.errors import SurgeryError
 from spaceless.plan import Plan, followers
-from spaceless.tracing import example_input
+from spaceless.tracing import example_input, first_line
 from spaceless.units import Unit
 
 
@@ -73,9 +73,8 @@ def _first_mismatch(model: nn.Module, image_size: int) -> _Mismatch | None:
     except _Mismatch as mismatch:
         return mismatch
     except Exception as error:  # the network's own code: two branches that no longer meet, say
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:160]
         raise SurgeryError(
-            "strip", found=reason, expected="units that can be left out one after the other",
+            "strip", found=first_line(error), expected="units that can be left out one after the other",
             cure="strip fewer units, or choose another method for this network",
         ) from error
     finally:

@@ -18,7 +18,7 @@ from spaceless.models import GlobalAveragePool
 from spaceless.plan import Plan, followers, is_depthwise, once, pointwise
 from spaceless.shuffle import Shuffle, ShuffleConv
 from spaceless.strip import strip_units
-from spaceless.tracing import output_shape, trace
+from spaceless.tracing import first_line, output_shape, trace
 from spaceless.trial import METHODS, Change, ShuffleOptions
 from spaceless.units import Unit, is_spatial, units_of
 
@@ -210,9 +210,8 @@ def _check(plan: Plan, model: nn.Module, method: str, image_size: int) -> None:
     except SpacelessError:
         raise
     except Exception as error:  # the network's own code runs here
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"[:160]
         raise SurgeryError(
-            f"{method} on {type(model).__name__} with K = {len(targets)}", found=reason,
+            f"{method} on {type(model).__name__} with K = {len(targets)}", found=first_line(error),
             expected="a network that still runs", cure="choose a smaller K or another method for this network",
         ) from error
     if found != expected:

@@ -17,6 +17,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from spaceless.errors import InputError
+from spaceless.layout import channels_last
 from spaceless.recording import record
 from spaceless.sized import trace_sized
 
@@ -47,6 +48,16 @@ class Trace:
     def inside(self, path: str) -> list[fx.Node]:
         """Return the nodes that are executed within the module at `path`, itself included."""
         return list(self._within.get(path, ()))
+
+    @cached_property
+    def channels_last(self) -> frozenset[fx.Node]:
+        """The nodes whose output is a map (N, H, W, C)."""
+        return channels_last(self.model, self.shapes)
+
+    def sides(self, node: fx.Node) -> tuple[int, int]:
+        """Return height and width of the map that `node` gives."""
+        shape = self.shapes[node]
+        return (shape[1], shape[2]) if node in self.channels_last else (shape[2], shape[3])
 
     @cached_property
     def _within(self) -> dict[str, list[fx.Node]]:
@@ -171,8 +182,14 @@ def output_shape(model: nn.Module, image_size: int) -> tuple[int, ...]:
         try:
             return tuple(shadow(example_input(shadow, image_size)).shape)
         except Exception:  # it may choose by values, which the meta device does not have
+            if _has_no_values(model):
+                raise
             real = copy.deepcopy(model).eval()
             return tuple(real(example_input(real, image_size)).shape)
+
+
+def _has_no_values(model: nn.Module) -> bool:
+    return any(parameter.device.type == "meta" for parameter in model.parameters())
 
 
 def trace(model: nn.Module, image_size: int) -> Trace:
@@ -204,11 +221,13 @@ def _recorded(model: nn.Module, shadow: nn.Module, x: Tensor) -> Trace:
             with ShapesOnly():
                 graph, shapes = record(shadow, x, tracer.is_leaf_module)
         except Exception:  # it may choose by values, which the meta device does not have
+            if _has_no_values(model):
+                raise
             shadow = copy.deepcopy(model).cpu().float().eval()
             graph, shapes = record(shadow, torch.zeros(x.shape), tracer.is_leaf_module)
     except Exception as error:
         raise InputError(
-            f"{type(model).__name__} on an image of {x.shape[-1]} pixels", found=_first_line(error),
+            f"{type(model).__name__} on an image of {x.shape[-1]} pixels", found=first_line(error),
             expected="a forward pass", cure="choose an image size that the network accepts",
         ) from error
     return Trace(shadow, tuple(graph.nodes), shapes)
@@ -232,11 +251,12 @@ def trace_graph(model: nn.Module, image_size: int | None = None) -> fx.Graph:
             with contextlib.suppress(Exception), ShapesOnly():
                 return trace_sized(shadow, _Tracer(), example_input(shadow, image_size))
         raise InputError(
-            f"tracing {type(model).__name__}", found=_first_line(error),
+            f"tracing {type(model).__name__}", found=first_line(error),
             expected="a forward pass whose control flow does not depend on the values of tensors",
             cure="move the data-dependent part into a function of its own and mark it with torch.fx.wrap",
         ) from error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return what went wrong in a network's own code, in at most 200 characters."""
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]

@@ -83,11 +83,10 @@ def units_of(traced: Trace, *, stem: bool = True) -> list[Unit]:
 def _unit(traced: Trace, index: int, name: str, convs: tuple[str, ...]) -> Unit:
     module = traced.model.get_submodule(name)
     first = traced.calls(convs[0])[0]
-    entering = traced.shapes[first.all_input_nodes[0]]
-    maps = [shape for node in traced.inside(name) if len(shape := traced.shapes.get(node, ())) == 4]
-    leaving = maps[-1]  # what leaves the module may be several maps, or a sequence of positions
+    # What leaves the module may be several maps, or a sequence of positions: the last map in it counts.
+    leaving = [node for node in traced.inside(name) if len(traced.shapes.get(node, ())) == 4][-1]
     params = sum(p.numel() for p in module.parameters())
-    sizes = (entering[2], entering[3]), (leaving[2], leaving[3])
+    sizes = traced.sides(first.all_input_nodes[0]), traced.sides(leaving)
     return Unit(index, name, type(module).__name__, convs, *sizes, params)
 
 

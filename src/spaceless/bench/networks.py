@@ -88,7 +88,7 @@ def row(family: str, name: str, size: int) -> dict[str, Any]:
     warnings.filterwarnings("ignore")  # libraries about their own constructors
     made: dict[str, Any] = {"family": family, "network": name, "image_size": size}
     model = build_model(name, 10, size)
-    x = torch.randn(2, 3, size, size, generator=generator(0, "bench networks"), dtype=torch.float64)
+    x = torch.randn(4, 3, size, size, generator=generator(0, "bench networks"), dtype=torch.float64)
     try:
         units, verdicts = check_network(model, x, stem=stem_is_unit(name))
     except SpacelessError as error:

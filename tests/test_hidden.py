@@ -1,0 +1,106 @@
+"""Weights that use positions without being a Conv2d, and what only looks like it."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from networks import Classifier, ConvBlock, Gate, Scaled, images
+from spaceless.errors import SurgeryError
+from spaceless.surgery import remove_spatial
+
+
+class Function(nn.Module):
+    """A convolution that is no module: its kernel is a parameter, or a filter that nobody trains."""
+
+    def __init__(self, *, trained):
+        super().__init__()
+        kernel = torch.rand(8, 1, 3, 3)
+        if trained:
+            self.kernel = nn.Parameter(kernel)
+        else:
+            self.register_buffer("kernel", kernel / kernel.sum((2, 3), keepdim=True))
+
+    def forward(self, x):
+        return functional.conv2d(functional.pad(x, (1, 1, 1, 1), mode="reflect"), self.kernel * 1, groups=8)
+
+
+class Place(nn.Module):
+    """An absolute embedding of places, in either layout of a map."""
+
+    def __init__(self, *, last):
+        super().__init__()
+        self.embedding, self.last = nn.Parameter(torch.rand((16, 1, 8) if last else (8, 16, 1))), last
+
+    def forward(self, x):
+        if self.last:
+            return (x.permute(0, 2, 3, 1) + self.embedding).permute(0, 3, 1, 2)
+        return x + self.embedding
+
+
+class Relative(nn.Module):
+    """Attention with a relative embedding of places."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Parameter(torch.rand(8, 256))
+
+    def forward(self, x):
+        rows = x.flatten(2)
+        return (rows @ (rows.transpose(1, 2) @ self.embedding).softmax(1)).view_as(x)
+
+
+class Unfolded(nn.Module):
+    def forward(self, x):
+        return functional.fold(functional.unfold(x, 3, padding=1), (16, 16), 3, padding=1)
+
+
+class LastScale(nn.Module):
+    """A layer scale on a map (N, H, W, C)."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1, 1, 1, 8))
+
+    def forward(self, x):
+        return (x.permute(0, 2, 3, 1) * self.scale).permute(0, 3, 1, 2)
+
+
+KERNEL, PLACES = "spatial weights that are no Conv2d", "weights that tell positions apart"
+HIDDEN = {
+    "function": (lambda: Function(trained=True), KERNEL), "unfold": (Unfolded, KERNEL),
+    "transposed": (lambda: nn.ConvTranspose2d(8, 8, 3, padding=1), KERNEL),
+    "embedding": (lambda: Place(last=False), PLACES), "embedding, channels last": (lambda: Place(last=True), PLACES),
+    "relative": (Relative, PLACES),
+}
+
+
+@pytest.mark.parametrize("method", ["shuffle", "gap_fc", "conv1x1"])
+@pytest.mark.parametrize("which", HIDDEN)
+def test_refused_by_name_behind_the_change_and_left_alone_in_front_of_it(which, method):
+    make, found = HIDDEN[which]
+    model = Classifier(ConvBlock(3, 8), ConvBlock(8, 8), make(), channels=8)
+    with pytest.raises(SurgeryError, match=rf"features\.2: found {found} \(.*\), expected .*; ") as caught:
+        remove_spatial(model, method, 1, image_size=16)
+    assert "change only units behind it" in str(caught.value)
+    front = Classifier(ConvBlock(3, 8), make(), ConvBlock(8, 8), channels=8)
+    small, changes = remove_spatial(front, method, 1, image_size=16)
+    assert {change.unit for change in changes} == {2}
+    assert small(images(2, 16)).shape == (2, 4)
+    with pytest.raises(SurgeryError, match=rf"features\.1: found {found}"):
+        remove_spatial(front, method, 2, image_size=16)
+
+
+@pytest.mark.parametrize("method", ["shuffle", "gap_fc", "conv1x1"])
+@pytest.mark.parametrize("harmless", [
+    lambda: Gate(8), lambda: Function(trained=False), LastScale, lambda: nn.PReLU(8)],
+    ids=["gate", "filter", "layer scale", "PReLU"])
+def test_what_treats_all_positions_alike_is_not_refused(harmless, method):
+    model = Classifier(ConvBlock(3, 8), ConvBlock(8, 8), harmless(), channels=8)
+    small, _ = remove_spatial(model, method, 1, image_size=16)
+    assert small(images(2, 16)).shape == (2, 4)
+
+
+def test_a_layer_scale_within_the_unit():
+    model = Classifier(ConvBlock(3, 8), Scaled(8), Scaled(8), channels=8)
+    assert len({change.unit for change in remove_spatial(model, "conv1x1", 2, image_size=16)[1]}) == 2
