@@ -38,7 +38,13 @@ def test_many_runs_use_the_normal_quantile():
 def test_a_lone_run_has_only_its_test_images():
     found = interval(*_rows((75.0,), (75.0,)))
     assert found.lone
-    assert found.half == pytest.approx(1.96 * math.sqrt(2) * 100 * math.sqrt(0.75 * 0.25 / 10_000))
+    assert found.half == pytest.approx(1.96 * math.sqrt(2) * 100 * math.sqrt(0.75 * 0.25 / 10_000), rel=1e-3)
+
+
+def test_not_even_a_perfect_lone_run_is_certain():
+    # 2,049 right of 2,050: a standard error of 100 sqrt(2049 / 2050^3) points each
+    found = interval(*_rows((100.0,), (100.0,), images=2048))
+    assert found.half == pytest.approx(1.96 * math.sqrt(2) * 100 * math.sqrt(2049 / 2050**3))
 
 
 def test_a_missing_number_has_no_interval():

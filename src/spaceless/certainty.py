@@ -50,8 +50,16 @@ def interval(row: Row, base: Row) -> Interval | None:
         pooled = ((row.n - 1) * row.spread**2 + (base.n - 1) * base.spread**2) / freedom
         quantile = _STUDENT[freedom - 1] if freedom <= len(_STUDENT) else _NORMAL
         return Interval(difference, quantile * math.sqrt(pooled * (1 / row.n + 1 / base.n)), lone=False)
-    errors = [standard_error(r.top1 or 0.0, r.images) for r in (row, base)]
-    return Interval(difference, _NORMAL * math.hypot(*errors), lone=True)
+    return Interval(difference, _NORMAL * math.hypot(_error(row), _error(base)), lone=True)
+
+
+def _error(row: Row) -> float:
+    """Return the standard error of an accuracy with one more image right and one more wrong: it is never zero.
+
+    Agresti & Caffo 2000, "Simple and effective confidence intervals for proportions and differences of proportions".
+    """
+    right = (row.top1 or 0.0) / 100 * row.images + 1
+    return standard_error(100 * right / (row.images + 2), row.images + 2)
 
 
 def certainty(row: Row, base: Row, tolerance: float) -> str:
