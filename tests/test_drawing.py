@@ -1,6 +1,9 @@
 """The drawn network: exactly the units of the largest free K are marked."""
 
+from dataclasses import replace
+
 from made_outcomes import outcome
+from spaceless.charts import panel_chart
 from spaceless.drawing import drawing_chart
 from spaceless.findings import panels
 from spaceless.looks import svg
@@ -56,6 +59,20 @@ def test_many_units_are_drawn_without_words():
     few, many = (drawing_chart(_panel(("conv1x1", 2, 74.0), units=u), 1.0) for u in (13, 50))
     assert [any(layer.get("name") == "words" for layer in spec["layer"]) for spec in (few, many)] == [True, False]
     assert "1x1" in svg(few)
+
+
+def test_the_word_of_a_unit_is_its_largest_kernel():
+    (panel,) = panels(rows([outcome(top1=74.0, units=1), outcome("shuffle", 1, top1=50.0, units=1).model_copy(update={
+        "changes": tuple(Change(unit=1, path=path, before=f"Conv2d 64->64 {before}", after="x") for path, before in
+                         (("skip", "1x1 stride 2"), ("main", "3x3 stride 2")))})]))
+    assert _boxes(drawing_chart(panel, 1.0)) == {("Shuffle Conv, K = 0", 1): (False, "3x3")}
+
+
+def test_at_chance_every_k_would_seem_free_so_none_is_drawn_or_ringed():
+    guessing = _panel(("conv1x1", 2, 1.0))
+    guessing = type(guessing)(guessing.title, "k", tuple(replace(r, top1=1.0) for r in guessing.rows))
+    assert drawing_chart(guessing, 1.0) is None
+    assert not [layer for layer in panel_chart(guessing, 1.0)["layer"] if layer["mark"].get("size") == 260]
 
 
 def test_nothing_is_drawn_without_a_baseline_or_recorded_changes():

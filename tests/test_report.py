@@ -72,6 +72,16 @@ def test_answers_of_the_other_figures(tmp_path):
     assert "with 6 modified units left, accuracy is 61.00, with none it is 55.00" in said["kept"]
 
 
+def test_a_receptive_field_at_chance_is_no_finding(tmp_path):
+    made = [outcome("conv1x1" if k else "baseline", k, top1=top1, field=field, image_size=size)
+            for size, top1 in ((32, 1.0), (64, 70.0)) for k, field in ((0, 212), (2, 132))]
+    manifest(store(tmp_path, *made), "field", made)
+    first, *notes = answers([tmp_path], "field")
+    assert "down to a receptive field of 132 pixels for images of 64, n = 1" in first
+    assert "images of 32" not in first
+    assert any("For images of 32 pixels the baseline itself is too near to chance" in note for note in notes)
+
+
 def test_the_calibration_is_judged_and_shown(tmp_path):
     calibration(tmp_path, {0: (99.0, 99.0), 1: (99.0, 98.0), 2: (25.0, 26.0)}, learnable=1, chance_from=2)
     page = gather([tmp_path])

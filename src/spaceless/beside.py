@@ -25,7 +25,7 @@ def comparable(panels: Sequence[Panel], tolerance: float) -> list[Panel]:
     for panel in panels:
         base = panel.baseline
         measured = base is not None and base.top1 is not None and base.units and _modified(panel)
-        if base is not None and measured and panel.x == "k" and not near_chance(panel, tolerance):
+        if base is not None and measured and panel.x == "k" and not near_chance(base, tolerance):
             known = fullest.get(base.trial.id)
             if known is None or len(_modified(known)) < len(_modified(panel)):
                 fullest[base.trial.id] = panel

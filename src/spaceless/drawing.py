@@ -16,7 +16,7 @@ LINE = 46  # height of one network
 _HALF = 0.4  # of a unit's box, in units
 _FEW = 24  # units; the boxes of more are too narrow for a word
 _WORDS = {"shuffle": "S", "gap_fc": "FC", "conv1x1": "1x1", "channel_shuffle": "CS", "strip": ""}
-_KERNEL = re.compile(r"\d+x\d+$")
+_KERNEL = re.compile(r"\b\d+x\d+\b")
 
 
 def drawing_chart(panel: Panel, tolerance: float) -> Spec | None:
@@ -35,7 +35,7 @@ def drawing_chart(panel: Panel, tolerance: float) -> Spec | None:
     was = _before(panel.rows)
     boxes = [box for free in shown for box in _boxes(free, count, was)]
     y: dict[str, Any] = {"y": alt.Y("label:N", title=None, sort=list(dict.fromkeys(b["label"] for b in boxes)),
-                                    axis=alt.Axis(labelLimit=190, labelFontSize=12, labelPadding=10))}
+                                    axis=alt.Axis(labelLimit=400, labelFontSize=12, labelPadding=10))}
     scale = alt.Scale(domain=[0.2, count + 0.8], nice=False)
     ticks = list(range(1, count + 1)) if count <= _FEW else [1, *range(10, count + 1, 10)]
     x = alt.X("from:Q", title="unit, from the input to the output", scale=scale,
@@ -55,7 +55,8 @@ def drawing_chart(panel: Panel, tolerance: float) -> Spec | None:
         words = [{**box, "from": box["unit"]} for box in boxes if box["word"]]
         texts = chart(words).mark_text(color="currentColor", fontSize=11).properties(name="words")  # see report.js
         layers.append(texts.encode(x=x, text=alt.Text("word:N"), **y))
-    return finish(layered(*layers, width=WIDTH - 110, height=LINE * len(shown)), 150)
+    return finish(layered(*layers, width=WIDTH - 110, height=LINE * len(shown)),
+                  40 + 7 * max(len(b["label"]) for b in boxes))
 
 
 def _boxes_layers(boxes: Sequence[Record], x: Any, y: dict[str, Any], ink: Ink, tips: Sequence[Any]) -> list[Any]:
@@ -82,6 +83,10 @@ def _colour(ink: Ink) -> Any:
     return alt.Color("series:N", scale=scale, legend=None)
 
 
+def _side(kernel: str) -> int:
+    return int(kernel.split("x", maxsplit=1)[0])
+
+
 def _before(rows: Iterable[Row]) -> dict[int, dict[str, str]]:
     """Return what every unit that some row modified consisted of: unit to path to module."""
     found: dict[int, dict[str, str]] = {}
@@ -99,7 +104,7 @@ def _boxes(free: FreeK, count: int, was: dict[int, dict[str, str]]) -> list[Reco
         changed = [c for c in free.row.changes if c.unit == unit]
         modified = unit >= first
         before = was.get(unit, {})
-        kernel = next((m[0] for text in before.values() if (m := _KERNEL.search(text))), "")
+        kernel = max((size for text in before.values() for size in _KERNEL.findall(text)), key=_side, default="")
         found.append({
             "series": free.series, "label": f"{free.series}, K = {free.k}", "unit": unit,
             "from": unit - _HALF, "to": unit + _HALF, "modified": modified,

@@ -153,12 +153,12 @@ def standard_error(percent: float, images: int) -> float:
     return 100 * math.sqrt(p * (1 - p) / images)
 
 
-def near_chance(panel: Panel, tolerance: float) -> bool:
+def near_chance(base: Row | None, tolerance: float) -> bool:
     """Tell whether the baseline is so near to a blind guess that nothing follows within `tolerance` points."""
-    base = panel.baseline
-    if base is None or base.top1 is None or panel.chance is None or not base.images:
+    if base is None or base.top1 is None or not base.classes or not base.images:
         return False
-    return base.top1 - tolerance <= panel.chance + 3 * standard_error(panel.chance, base.images)
+    chance = 100 / base.classes
+    return base.top1 - tolerance <= chance + 3 * standard_error(chance, base.images)
 
 
 @dataclass(frozen=True)
@@ -178,9 +178,12 @@ class FreeK:
 
 
 def free_ks(panel: Panel, tolerance: float) -> list[FreeK]:
-    """Return the largest free K of each series of a panel over K; `tolerance` is in percentage points."""
+    """Return the largest free K of each series of a panel over K; `tolerance` is in percentage points.
+
+    There is none where the baseline is missing, nor where it is near to chance: there every K would seem free.
+    """
     base = panel.baseline
-    if base is None or base.top1 is None:
+    if base is None or base.top1 is None or near_chance(base, tolerance):
         return []
     found = []
     for name in dict.fromkeys(panel.series(r) for r in panel.rows if r.trial.method != "baseline"):

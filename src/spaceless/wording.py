@@ -46,7 +46,7 @@ def answer(panel: Panel, tolerance: float, experiment: Experiment | None = None)
     base = panel.baseline
     if base is None or base.top1 is None:
         return Answer(f"{panel.title}: the baseline (K = 0) is missing, so nothing follows yet.")
-    if near_chance(panel, tolerance):
+    if near_chance(base, tolerance):
         return Answer(f"{panel.title}: the baseline itself reaches only {base.top1:.1f} %, too near to chance "
                       f"({panel.chance:.1f} %) for anything to follow within {points(tolerance)}.")
     kinds = {"k": _over_k, "only": _single, "shuffled": _mismatch}
@@ -176,12 +176,15 @@ def _mismatch(panel: Panel, base: Row, top1: float, tolerance: float) -> Answer:
 
 
 def _receptive(panel: Panel, tolerance: float) -> Answer:
-    parts, unknown = [], []
+    parts, unknown, guessing = [], [], []
     for size in sorted({r.image_size or 0 for r in panel.rows}):
         line = [r for r in panel.rows if (r.image_size or 0) == size and r.top1 is not None]
         base = next((r for r in line if r.trial.method == "baseline"), None)
         if base is None or base.top1 is None or any(r.receptive_field is None for r in line):
             unknown.append(f"{size}")
+            continue
+        if near_chance(base, tolerance):
+            guessing.append(f"{size}")
             continue
         field = base.receptive_field
         for row in sorted(line, key=lambda r: -(r.receptive_field or 0)):
@@ -190,7 +193,9 @@ def _receptive(panel: Panel, tolerance: float) -> Answer:
             field = row.receptive_field
         parts.append(f"{field} pixels for images of {size}")
     lacking = f"The baseline or a receptive field is missing for images of {', '.join(unknown)} pixels."
-    notes = (lacking,) if unknown else ()
+    chance = (f"For images of {', '.join(guessing)} pixels the baseline itself is too near to chance for anything to "
+              f"follow within {points(tolerance)}.")
+    notes = (*((lacking,) if unknown else ()), *((chance,) if guessing else ()))
     if not parts:
         return Answer(f"{panel.title}: nothing follows yet.", notes)
     runs = sorted({r.n for r in panel.rows if r.n})
