@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from spaceless import captions
 from spaceless.axes import places
+from spaceless.commands import train_commands
 from spaceless.errors import InputError, unknown_name
 from spaceless.files import write, write_files
 from spaceless.findings import Panel, free_ks, panels, verdicts
@@ -144,7 +145,8 @@ def _section(
         failed=tuple(f"{o.trial.label}: {o.status}{f', {o.error}' if o.error else ''}"[:300]
                      for o in outcomes if o.status != "finished"),
         missing=tuple(missing),
-        commands=tuple(filter(None, (study.command, command))),
+        commands=(*((study.command,) if study.command else ()), *([] if study.name else train_commands(
+            [o.trial for o in outcomes])), command),
         name=study.name,
         rows=tuple(found),
         panels=() if study.kind == "calibration" else tuple(shown),

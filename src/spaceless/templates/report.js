@@ -69,7 +69,8 @@
       const room = this.figure.clientWidth;
       const config = { ...this.config, legend: { ...this.config.legend, disable: true } };
       const params = this.view.spec.params.map((each) => each.name === "hidden" ? { ...each, value: this.hidden } : each);
-      const spec = { ...fit(this.view.spec, room), params, config, datasets: this.datasets };
+      const description = this.figure.querySelector("figcaption").firstChild.textContent;
+      const spec = { ...fit(this.view.spec, room), params, config, description, datasets: this.datasets };
       const drawn = make("div", { className: "drawn" });
       this.figure.querySelector(".picture").after(drawn);
       try {
