@@ -50,7 +50,7 @@ def test_forty_texts_become_no_element_and_no_attribute(rough, tmp_path):
     for tag in ("section", "table", "details", "figcaption", "title", "style", "h1", "meta", "pre"):
         many = {"figcaption": len(found.scripts) - 2}
         assert found.tags.count(tag) == many.get(tag, usual.tags.count(tag)), tag
-    figures = [*rough.figures, *(f for s in rough.sections for f in s.figures)]
+    figures = rough.all_figures
     specs = [s for s in found.scripts if s.startswith("{")]
     assert len(figures) == len(specs) == len(found.scripts) - 2
     assert [json.loads(s) for s in specs] == [f.script() for f in figures]

@@ -20,14 +20,11 @@ def write_files(page: Page, folder: Path) -> list[Path]:
     Raises InputError for a file that cannot be written.
     """
     written = []
-    figures = [*page.figures, *(f for s in page.sections for f in s.figures)]
-    for number, figure in enumerate(figures, 1):
-        for name, view in figure.views.items():
-            over = f" over {name}" if figure.places else ""
-            stem = folder / f"figure-{number:02d}-{_slug(figure.name + over)}"
-            spec = on_paper(view)
-            written += [write(stem.with_name(f"{stem.name}.svg"), svg(spec)),
-                        write(stem.with_name(f"{stem.name}.png"), png(spec))]
+    for name, view in page.views.items():
+        place, _, what = name.partition(" ")
+        stem = f"figure-{int(place):02d}-{_slug(what)}"
+        spec = on_paper(view)
+        written += [write(folder / f"{stem}.svg", svg(spec)), write(folder / f"{stem}.png", png(spec))]
     tables = [(section.name, table) for section in page.sections for table in section.tables]
     for number, (study, table) in enumerate(tables, 1):
         written.append(write(folder / f"table-{number:02d}-{_slug(f'{study} {table.title}')}.csv", table_csv(table)))

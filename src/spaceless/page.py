@@ -76,6 +76,19 @@ class Page:
     facts: tuple[tuple[str, str], ...]
     figures: tuple[Figure, ...] = ()
 
+    @property
+    def all_figures(self) -> tuple[Figure, ...]:
+        """The figures of the page from top to bottom."""
+        return (*self.figures, *(figure for section in self.sections for figure in section.figures))
+
+    @property
+    def views(self) -> dict[str, Spec]:
+        """Every figure over each of its axes, by a name of its own such as `2 fig2-vgg16 accuracy over parameters`."""
+        return {
+            f"{number} {figure.name}" + (f" over {place}" if figure.places else ""): view
+            for number, figure in enumerate(self.all_figures, 1) for place, view in figure.views.items()
+        }
+
 
 @dataclass(frozen=True)
 class Watched:
@@ -99,7 +112,7 @@ def html_text(page: Page, watched: Watched | None = None) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("spaceless", "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined)
-    figures = [*page.figures, *(f for s in page.sections for f in s.figures)]
+    figures = page.all_figures
     numbers = {id(figure): number for number, figure in enumerate(figures, 1)}
     source = {name: environment.loader.get_source(environment, f"report.{name}")[0] for name in ("css", "js")}  # type: ignore[union-attr]
     scripts = [*([_runtime()] if figures else []), source["js"]]

@@ -243,18 +243,15 @@ def csv_text(page: Page) -> str:
 
 
 def figures(dirs: str | Path | Sequence[str | Path], study: str | None = None) -> dict[str, alt.TopLevelMixin]:
-    """Return the charts of the report of `dirs` as Altair objects, by their captions, for a notebook.
+    """Return the charts of the report of `dirs` as Altair objects, for a notebook.
 
-    A chart over K is there once for every axis that it can be drawn over. Raises InputError as `gather` does.
+    They are named as `write_files` names its files: number, study, what is shown, and for a chart over K, which is
+    there once for each of its axes, over what. Raises InputError as `gather` does.
     """
     import altair as alt
 
     page = gather([dirs] if isinstance(dirs, str | Path) else dirs, study)
-    return {
-        f"{figure.caption} Over {name}." if figure.places else figure.caption: alt.Chart.from_dict(view, validate=False)
-        for figure in (*page.figures, *(f for s in page.sections for f in s.figures))
-        for name, view in figure.views.items()
-    }
+    return {name: alt.Chart.from_dict(view) for name, view in page.views.items()}
 
 
 def write_report(
