@@ -7,8 +7,10 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from made_outcomes import calibration, outcome
-from spaceless.charts import PALETTE, PAPER_MARK, calibration_chart, panel_chart, svg
+from spaceless.bounds import calibration_chart
+from spaceless.charts import panel_chart
 from spaceless.findings import panels
+from spaceless.looks import PALETTE, PAPER_MARK, svg
 from spaceless.marks import numbered, points
 from spaceless.paper import experiment
 from spaceless.rows import Planned, load, rows

@@ -198,6 +198,9 @@ def test_a_training_from_end_to_end(spaceless, tmp_path):
     assert status == 0
     assert "<html" in (tmp_path / "page.html").read_text()[:500].lower()
     assert (tmp_path / "rows.csv").read_text().count("\n") >= 2
+    status, out, _ = spaceless("report", "runs", "--figures", "pictures")
+    assert (status, out.strip()) == (0, "pictures")
+    assert {p.suffix for p in (tmp_path / "pictures").iterdir()} == {".svg", ".png", ".csv"}
 
 
 def test_a_study_from_end_to_end(spaceless, tmp_path):
@@ -208,6 +211,9 @@ def test_a_study_from_end_to_end(spaceless, tmp_path):
     assert len(found["outcomes"]) == len(found["planned"]) == 2
     page = Path(found["report"])
     assert "<html" in page.read_text()[:500].lower()
+    status, out, err = spaceless("report", "runs", "--live", "--html", "live.html")  # all have ended: it does not wait
+    assert (status, out.strip()) == (0, "live.html")
+    assert "2 of 2 trials have ended, nothing is left to do." in err
     stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("*.json")}
     assert len([p for p in stamps if p.name == "shuffle-last-0-repeats-1.json"]) == 1  # the baseline is clean anyway
     status, out, _ = spaceless("study", "mine.toml")

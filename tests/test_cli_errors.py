@@ -54,6 +54,8 @@ WRONG = {
     "train, out is a file": train(out="file"), "train, out is in a file": train(out="file/runs"),
     "train, missing data": train(data="cifar100"), "train, broken data": train(data="broken.npz"),
     "train, data with a line break": train(data="a\nb"), "train, distance": train(data="arrangement-1"),
+    "report, live and figures": ("report", "folder", "--live", "--figures", "x"),
+    "report, every": ("report", "runs", "--live", "--every", "0"),
     "study, nothing": ("study",), "study, name": ("study", "fig2-vgg61"),
     "study, preset": ("study", "mine.toml", "--preset", "quick"), "study, no file": ("study", "nowhere.toml"),
     "study, broken file": ("study", "broken.toml"), "study, folder": ("study", "folder.toml"),

@@ -374,11 +374,12 @@ def paper(experiment: str | None = None, *, check: bool = False, as_json: _Json 
 
 @app.command
 def report(
-    *dirs: Path, html: Path | None = None, csv: Path | None = None, markdown: bool = False, open_report: bool = False,
+    *dirs: Path, html: Path | None = None, csv: Path | None = None, figures: Path | None = None,
+    markdown: bool = False, open_report: bool = False, live: bool = False, every: int = 10,
 ) -> None:
     """Write one page about everything in some run folders, with the paper's numbers beside ours.
 
-    Example: `spaceless report runs --html report.html`
+    Example: `spaceless report runs --html report.html`, or `spaceless report runs --live` while a study runs
 
     Parameters
     ----------
@@ -388,17 +389,29 @@ def report(
         The page, one file that opens offline (default: `report.html` in the first folder).
     csv
         All rows as CSV.
+    figures
+        A folder for every figure as SVG and PNG and every table as CSV.
     markdown
         Print the report as Markdown.
     open_report
         Show the page in the browser.
+    live
+        Write the page again and again until all planned trials have ended; in the browser it loads itself again.
+    every
+        Seconds between two writings of the live page.
 
     """
     from spaceless.report import write_report
 
     if not dirs:
         raise InputError("report", found="no folder", expected="at least one", cure="write `spaceless report runs`")
-    written = write_report(dirs, html=html, csv=csv, markdown=markdown)
+    if live:
+        if csv or figures or markdown:
+            raise InputError("--live", found="--csv, --figures or --markdown", expected="the page alone",
+                             cure="write those when the study has ended")
+        work.watch(dirs, html, every, open_report)
+        return
+    written = write_report(dirs, html=html, csv=csv, markdown=markdown, files=figures)
     print(written)
     if open_report and isinstance(written, Path):
         webbrowser.open(written.resolve().as_uri())

@@ -82,7 +82,7 @@ def panels(rows: Sequence[Row], x: Axis | None = None, ticks: tuple[int, ...] = 
 
     ordered = sorted(rows, key=lambda r: tuple(map(str, place(r))))
     groups = [list(group) for _, group in groupby(ordered, key=place)]
-    titles = _titles([group[0] for group in groups])
+    titles = panel_titles([group[0] for group in groups])
     found = []
     for title, group in zip(titles, groups, strict=True):
         group.sort(key=rows.index)
@@ -130,14 +130,15 @@ _TRAITS: tuple[Callable[[Row], str], ...] = (
     lambda r: f"width {r.trial.width:g}",
     lambda r: f"{r.trial.train_images:,} training images" if r.trial.train_images else "all training images",
     lambda r: f"{r.trial.test_images:,} test images" if r.trial.test_images else "all test images",
-    lambda r: f"{r.trial.recipe.epochs} epochs",
+    lambda r: f"{r.trial.recipe.epochs} epoch{'s' if r.trial.recipe.epochs > 1 else ''}",
     lambda r: _AUGMENTED[r.trial.recipe.augment],
     lambda r: f"recipe {r.trial.recipe.name}",
     lambda r: f"batch {r.trial.recipe.batch_size}, learning rate {r.trial.recipe.learning_rate:g}",
 )
 
 
-def _titles(heads: list[Row]) -> list[str]:
+def panel_titles(heads: Sequence[Row]) -> list[str]:
+    """Return a title for each row: its network and data, and of its protocol what tells it from the others."""
     titles = []
     for head in heads:
         alike = [h for h in heads if (h.trial.model, h.trial.data) == (head.trial.model, head.trial.data)]
@@ -150,6 +151,14 @@ def standard_error(percent: float, images: int) -> float:
     """Return the binomial standard error of an accuracy in percentage points: sqrt(p (1 - p) / n)."""
     p = min(max(percent / 100, 0.0), 1.0)
     return 100 * math.sqrt(p * (1 - p) / images)
+
+
+def near_chance(base: Row | None, tolerance: float) -> bool:
+    """Tell whether the baseline is so near to a blind guess that nothing follows within `tolerance` points."""
+    if base is None or base.top1 is None or not base.classes or not base.images:
+        return False
+    chance = 100 / base.classes
+    return base.top1 - tolerance <= chance + 3 * standard_error(chance, base.images)
 
 
 @dataclass(frozen=True)
@@ -169,9 +178,12 @@ class FreeK:
 
 
 def free_ks(panel: Panel, tolerance: float) -> list[FreeK]:
-    """Return the largest free K of each series of a panel over K; `tolerance` is in percentage points."""
+    """Return the largest free K of each series of a panel over K; `tolerance` is in percentage points.
+
+    There is none where the baseline is missing, nor where it is near to chance: there every K would seem free.
+    """
     base = panel.baseline
-    if base is None or base.top1 is None:
+    if base is None or base.top1 is None or near_chance(base, tolerance):
         return []
     found = []
     for name in dict.fromkeys(panel.series(r) for r in panel.rows if r.trial.method != "baseline"):

@@ -45,20 +45,34 @@ def _relative(panel: Panel) -> list[Record]:
 
 
 def record(name: str, x: int, row: Row, zero: float) -> Record:
-    """Return the drawn point of `row` at `x` on the line `name`; its accuracy is counted from `zero` (percent)."""
+    """Return the drawn point of `row` at `x` on the line `name`; its accuracy is counted from `zero` (percent).
+
+    `share` (percent of the units), `params` and `macs` (millions) are the other places it can be drawn at.
+    """
     y = None if row.top1 is None else row.top1 - zero
     spread = row.spread if y is not None else None
+    folders = ", ".join(row.ids[:3]) + (f" and {len(row.ids) - 3} more" if len(row.ids) > 3 else "")
     return {
         "series": name, "x": x, "y": y, "n": row.n,
         "lo": None if y is None or spread is None else y - spread,
         "hi": None if y is None or spread is None else y + spread,
+        "share": share(x, row),
         "params": None if row.params is None else row.params / 1e6,
+        "macs": None if row.macs is None else row.macs / 1e6,
+        "trial": row.trial.label.removesuffix(f" seed {row.trial.seed}"),
+        "runs": f"n = {row.n}" + (f", seed {', '.join(map(str, row.seeds))}" if row.seeds else ""),
+        "folders": folders,
         "accuracy": "missing" if row.top1 is None else f"{row.top1:.2f} %"
         + ("" if row.spread is None else f" \N{PLUS-MINUS SIGN} {row.spread:.2f}"),
         "size": "" if row.params is None else f"{row.params / 1e6:.3f} M",
-        "macs": "" if row.macs is None else f"{row.macs / 1e6:,.1f} M",
+        "work": "" if row.macs is None else f"{row.macs / 1e6:,.1f} M",
         "printed": "" if row.paper_top1 is None else f"{row.paper_top1:.2f} %",
     }
+
+
+def share(k: int, row: Row) -> float | None:
+    """Return which percentage of the units of `row`'s network `k` of them are; None where their number is not known."""
+    return 100 * k / row.units if row.units else None
 
 
 def numbered(records: list[Record]) -> list[Record]:
@@ -83,6 +97,10 @@ def printed_points(panel: Panel) -> list[Record]:
         mismatch = panel.x == "shuffled"
         x = 0 if base else (row.trial.k or row.shuffle_last or 0) if mismatch else _place(panel, row)
         name = "baseline" if base else scheme_name(row) if mismatch else panel.series(row)
-        found += [{"series": name, "x": x, "y": p.top1, "accuracy": f"{p.top1:.2f} %", "source": p.source, "base": base}
-                  for p in row.printed if p.top1 is not None]
+        # the paper's own size, which says nothing beside a network of another width
+        found += [{
+            "series": name, "x": x, "y": p.top1, "share": share(x, row), "macs": None,
+            "params": p.params_m if row.trial.width == 1 else None,
+            "accuracy": f"{p.top1:.2f} %", "source": p.source, "base": base,
+        } for p in row.printed if p.top1 is not None]
     return found

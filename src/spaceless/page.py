@@ -5,10 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import asdict, dataclass
+from functools import cache, cached_property
 from typing import Any
 
+from spaceless.axes import K_PLACE, Place, at_place
+from spaceless.findings import Panel
+from spaceless.looks import Spec, entries, svg
 from spaceless.rows import Problem, Row
 from spaceless.tables import Table
 from spaceless.wording import Answer
@@ -18,10 +21,29 @@ _EXPOSE = "window.vegaEmbed = vegaEmbed;"
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart as a Vega-Lite specification, and what is to be seen on it."""
+    """A chart as a Vega-Lite specification, what is to be seen on it, and the other axes it can be drawn over."""
 
-    spec: dict[str, Any]
+    name: str
     caption: str
+    spec: Spec
+    places: tuple[Place, ...] = ()
+
+    @cached_property
+    def picture(self) -> str:
+        """The chart as one SVG element."""
+        return svg(self.spec)
+
+    @property
+    def views(self) -> dict[str, Spec]:
+        """The same chart over each of its axes, by the name of the axis."""
+        return {K_PLACE.name: self.spec, **{place.name: at_place(self.spec, place) for place in self.places}}
+
+    def script(self) -> dict[str, Any]:
+        """Return all views for the page's script, with what they share only once."""
+        shared = {key: self.spec[key] for key in ("config", "datasets")}
+        views = [{"name": name, "spec": {k: v for k, v in spec.items() if k not in shared}}
+                 for name, spec in self.views.items()]
+        return {**shared, "views": views, "legend": [asdict(entry) for entry in entries(self.spec)]}
 
 
 @dataclass(frozen=True)
@@ -38,43 +60,71 @@ class Section:
     progress: str
     failed: tuple[str, ...]
     missing: tuple[str, ...]
-    command: str
+    commands: tuple[str, ...]
     name: str
     rows: tuple[Row, ...]
+    panels: tuple[Panel, ...] = ()
 
 
 @dataclass(frozen=True)
 class Page:
-    """The whole report."""
+    """The whole report; `figures` are those over several sections."""
 
     title: str
     sections: tuple[Section, ...]
     problems: tuple[Problem, ...]
     facts: tuple[tuple[str, str], ...]
+    figures: tuple[Figure, ...] = ()
+
+    @property
+    def all_figures(self) -> tuple[Figure, ...]:
+        """The figures of the page from top to bottom."""
+        return (*self.figures, *(figure for section in self.sections for figure in section.figures))
+
+    @property
+    def views(self) -> dict[str, Spec]:
+        """Every figure over each of its axes, by a name of its own such as `2 fig2-vgg16 accuracy over parameters`."""
+        return {
+            f"{number} {figure.name}" + (f" over {place}" if figure.places else ""): view
+            for number, figure in enumerate(self.all_figures, 1) for place, view in figure.views.items()
+        }
 
 
-def html_text(page: Page) -> str:
+@dataclass(frozen=True)
+class Watched:
+    """How far the studies of a page that is made again and again have come.
+
+    `every` is the number of seconds after which the page loads itself again; None once nothing more is to come.
+    """
+
+    done: int
+    planned: int
+    text: str
+    running: tuple[str, ...] = ()
+    every: int | None = None
+
+
+def html_text(page: Page, watched: Watched | None = None) -> str:
     """Return `page` as one HTML document that makes no request: pictures as SVG, brought to life where scripts run."""
     import jinja2
     from markupsafe import Markup
 
-    from spaceless.charts import svg
-
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("spaceless", "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined)
-    pictures = {id(f): Markup(svg(f.spec)) for s in page.sections for f in s.figures}  # noqa: S704  (vega escapes)
-    specs = {id(f): Markup(script_json(f.spec)) for s in page.sections for f in s.figures}  # noqa: S704
-    style = environment.loader.get_source(environment, "report.css")[0]  # type: ignore[union-attr]
-    scripts = [_runtime(), environment.loader.get_source(environment, "report.js")[0]] if pictures else []  # type: ignore[union-attr]
+    figures = page.all_figures
+    numbers = {id(figure): number for number, figure in enumerate(figures, 1)}
+    source = {name: environment.loader.get_source(environment, f"report.{name}")[0] for name in ("css", "js")}  # type: ignore[union-attr]
+    scripts = [*([_runtime()] if figures else []), source["js"]]
     policy = "; ".join((
-        "default-src 'none'", f"style-src-elem {_hash(style)}", "style-src-attr 'unsafe-inline'", "img-src data:",
-        f"script-src {' '.join(map(_hash, scripts))} 'unsafe-eval'" if scripts else "script-src 'none'",
-        "base-uri 'none'", "form-action 'none'",
+        "default-src 'none'", f"style-src-elem {_hash(source['css'])}", "style-src-attr 'unsafe-inline'",
+        "img-src data:", f"script-src {' '.join(map(_hash, scripts))}", "base-uri 'none'", "form-action 'none'",
     ))
     return environment.get_template("report.html.j2").render(
-        page=page, pictures=pictures, specs=specs, key=id, policy=Markup(policy),  # noqa: S704
-        style=Markup(style), scripts=[Markup(s) for s in scripts])  # noqa: S704
+        page=page, watched=watched, number=lambda figure: numbers[id(figure)],
+        picture=lambda figure: Markup(figure.picture),  # noqa: S704  (vega escapes)
+        script=lambda figure: Markup(script_json(figure.script())),  # noqa: S704
+        policy=Markup(policy), style=Markup(source["css"]), scripts=[Markup(s) for s in scripts])  # noqa: S704
 
 
 @cache

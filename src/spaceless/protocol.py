@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from spaceless.numerals import listed
 from spaceless.paper import PRESETS, Experiment
 from spaceless.trial import PAPER_MODELS, RANDOM_METHODS, RECIPES, Outcome, Recipe, Trial
-from spaceless.wording import listed
 
 
 @dataclass(frozen=True)

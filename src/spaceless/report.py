@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-import tempfile
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from spaceless import captions
+from spaceless.axes import places
+from spaceless.commands import train_commands
 from spaceless.errors import InputError, unknown_name
-from spaceless.findings import Panel, panels, verdicts
+from spaceless.files import write, write_files
+from spaceless.findings import Panel, free_ks, panels, verdicts
+from spaceless.marks import points as marked
+from spaceless.numerals import listed
 from spaceless.page import Figure, Page, Section, html_text
 from spaceless.paper import Experiment, Printed, experiments
 from spaceless.protocol import protocol, remarks
 from spaceless.rows import Planned, Problem, Row, Study, load, rows
 from spaceless.tables import csv_lines, markdown_table, panel_table, plain, printed_table, verdict_table
 from spaceless.trial import Outcome
-from spaceless.wording import answer, calibration_answer, listed, points
+from spaceless.wording import answer, calibration_answer
+
+if TYPE_CHECKING:
+    import altair as alt
 
 TOLERANCE = 1.0  # percentage points below the baseline that count as no loss: the paper's (Table 1)
 CALIBRATION_TOLERANCE = 5.0  # percentage points; on the made data the accuracy falls by tens of points
@@ -44,7 +54,8 @@ def gather(
         studies = [s for s in studies if s.name in names]
         mine = {p.trial.id for s in studies for p in s.planned}
         outcomes = [o for o in outcomes if o.trial.id in mine]
-    tell = partial(_section, pictures=pictures, tolerance=tolerance, calibration=calibration_tolerance)
+    command = shlex.join(["spaceless", "report", *map(str, dirs)])
+    tell = partial(_section, pictures=pictures, tolerance=tolerance, calibration=calibration_tolerance, command=command)
     by_id = {o.trial.id: o for o in outcomes}
     known = list(experiments())
     sections = []
@@ -57,7 +68,8 @@ def gather(
     if rest:
         sections.append(tell(Study(name="", title="Further trials" if studies else "Trials"), None, rest))
     title = sections[0].title if len(sections) == 1 else f"{len(sections)} studies" if sections else "Nothing to show"
-    return Page(title, tuple(sections), tuple(problems), _facts(outcomes))
+    shared = _side_by_side(sections, tolerance) if pictures else ()
+    return Page(title, tuple(sections), tuple(problems), captions.facts(outcomes), shared)
 
 
 def answers(dirs: Sequence[str | Path], study: str | Sequence[str]) -> list[str]:
@@ -66,7 +78,7 @@ def answers(dirs: Sequence[str | Path], study: str | Sequence[str]) -> list[str]
     several = len(page.sections) > 1
     return [
         f"{section.name}: {text}" if several else text
-        for section in page.sections for each in section.answers for text in (each.text, *each.notes)
+        for section in page.sections for each in section.answers for text in each.sentences
     ]
 
 
@@ -94,7 +106,7 @@ def _unplanned(outcomes: Sequence[Outcome], studies: Sequence[Study]) -> list[Ou
 
 def _section(
     study: Study, experiment: Experiment | None, outcomes: list[Outcome], *, pictures: bool, tolerance: float,
-    calibration: float,
+    calibration: float, command: str,
 ) -> Section:
     found = rows(outcomes, study.planned, experiment)
     shown = panels(found, study.x, study.x_ticks)
@@ -133,9 +145,11 @@ def _section(
         failed=tuple(f"{o.trial.label}: {o.status}{f', {o.error}' if o.error else ''}"[:300]
                      for o in outcomes if o.status != "finished"),
         missing=tuple(missing),
-        command=study.command or "",
+        commands=(*((study.command,) if study.command else ()), *([] if study.name else train_commands(
+            [o.trial for o in outcomes])), command),
         name=study.name,
         rows=tuple(found),
+        panels=() if study.kind == "calibration" else tuple(shown),
     )
 
 
@@ -152,13 +166,34 @@ def _not_measured(experiment: Experiment, found: Sequence[Row]) -> list[Printed]
 def _figures(
     study: Study, shown: Sequence[Panel], found: Sequence[Row], tolerance: float, calibration: float,
 ) -> tuple[Figure, ...]:
-    from spaceless.charts import calibration_chart, panel_chart
+    from spaceless.bounds import calibration_chart
+    from spaceless.charts import panel_chart
+    from spaceless.drawing import drawing_chart
 
+    name = study.name or "trials"
     if study.kind == "calibration" and study.truth:
-        drawn = [(calibration_chart(found, study.truth), _calibration_caption(shown, calibration))]
-    else:
-        drawn = [(panel_chart(p, tolerance), _caption(p, tolerance)) for p in shown]
-    return tuple(Figure(spec, caption) for spec, caption in drawn if spec)
+        spec = calibration_chart(found, study.truth)
+        caption = captions.calibration_caption(shown, calibration)
+        return (Figure(f"{name} accuracy", caption, spec),) if spec else ()
+    figures = []
+    for panel in shown:
+        if spec := panel_chart(panel, tolerance):
+            over_k = panel.x == "k"
+            ringed = over_k and any(f.k for f in free_ks(panel, tolerance))
+            caption = captions.accuracy_caption(panel, tolerance, ringed)
+            figures.append(Figure(f"{name} accuracy", caption, spec, places(marked(panel)) if over_k else ()))
+        if spec := drawing_chart(panel, tolerance):
+            caption = captions.drawing_caption(panel, tolerance)
+            figures.append(Figure(f"{name} network", caption, spec))
+    return tuple(figures)
+
+
+def _side_by_side(sections: Sequence[Section], tolerance: float) -> tuple[Figure, ...]:
+    from spaceless.beside import beside_chart, comparable
+
+    shown = comparable([panel for section in sections for panel in section.panels], tolerance)
+    spec = beside_chart(shown, tolerance)
+    return (Figure("side by side", captions.beside_caption(shown, tolerance), spec),) if spec else ()
 
 
 def _missing(planned: Sequence[Planned], outcomes: Sequence[Outcome]) -> list[str]:
@@ -178,60 +213,6 @@ def _missing(planned: Sequence[Planned], outcomes: Sequence[Outcome]) -> list[st
     return missing
 
 
-def _caption(panel: Panel, tolerance: float) -> str:
-    parts = [f"{panel.title}.", _bands(panel.rows)]
-    if panel.x != "receptive_field" and panel.baseline is not None:
-        parts.append(f"The shaded strip lies within {points(tolerance)} of the baseline.")
-    return " ".join(parts)
-
-
-def _calibration_caption(shown: Sequence[Panel], tolerance: float) -> str:
-    return (
-        "Bars: what geometry says, solid as far as K must be learnable, pale from where only chance is left; the rules "
-        f"repeat the end of the solid bars. The measured largest K is the last before the accuracy falls more than "
-        f"{points(tolerance)} below the baseline. {_bands([r for p in shown for r in p.rows])}"
-    )
-
-
-def _bands(shown: Sequence[Row]) -> str:
-    runs = sorted({r.n for r in shown if r.n})
-    if max(runs, default=0) < 2:
-        return "No band: one run each (n = 1)." if runs else "Nothing is measured yet (n = 0)."
-    n = f"n = {runs[0]}" if len(runs) == 1 else f"n = {runs[0]} to {runs[-1]}"
-    return f"Bands: mean \N{PLUS-MINUS SIGN} standard deviation over runs ({n})."
-
-
-def _facts(outcomes: Sequence[Outcome]) -> tuple[tuple[str, str], ...]:
-    def counted(values: list[str]) -> str:
-        found = Counter(v for v in values if v)
-        lone = len(found) == 1
-        return "; ".join(v if lone else f"{v} ({n} trials)" for v, n in found.most_common())
-
-    seconds = [o.seconds for o in outcomes if o.seconds is not None]
-    started = sorted(o.started for o in outcomes if o.started)
-    names = sorted({name for o in outcomes for name in o.versions})
-    versions = [f"{name} {' / '.join(sorted({o.versions[name] for o in outcomes if name in o.versions}))}"
-                for name in names]
-    facts = (
-        ("Hardware", counted([o.hardware for o in outcomes])),
-        ("Threads", counted([str(o.threads) for o in outcomes if o.threads is not None])),
-        ("Precision", counted([o.precision or "" for o in outcomes])),
-        ("Data", "; ".join(dict.fromkeys(f"{o.data.name} from {o.data.source}" for o in outcomes if o.data))),
-        ("Versions", ", ".join(versions)),
-        ("Trained", started[0] if len(set(started)) == 1 else f"{started[0]} to {started[-1]}" if started else ""),
-        ("Time", f"{duration(sum(seconds))} for {len(seconds)} trials together" if seconds else ""),
-    )
-    return tuple((name, text) for name, text in facts if text)
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as 3 h 12 min, 4 min 5 s or 12.3 s."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
 def markdown_text(page: Page) -> str:
     """Return `page` in Markdown: the same answers and tables, without the figures."""
     parts = [f"# {plain(page.title)}"]
@@ -240,7 +221,7 @@ def markdown_text(page: Page) -> str:
         parts += [plain(text) for text in (section.asks, section.source) if text]
         for each in section.answers:
             parts.append(f"**{plain(each.text)}**")
-            parts += [plain(note) for note in each.notes]
+            parts += [plain(text) for text in each.sentences[1:]]
         for table in section.tables:
             parts += [f"### {plain(table.title)}", markdown_table(table)]
         texts = [f"{topic}: {text}" for topic, group in section.differences.items() for text in group]
@@ -248,7 +229,7 @@ def markdown_text(page: Page) -> str:
                              ("Missing", section.missing)):
             if items:
                 parts += [f"### {title}", "\n".join(f"- {plain(item)}" for item in items)]
-        parts.append(f"{plain(section.progress)}." + (f" Command: {plain(section.command)}" if section.command else ""))
+        parts += [f"{plain(section.progress)}.", "\n".join(f"- {plain(command)}" for command in section.commands)]
     if page.problems:
         parts += ["## Without a result",
                   "\n".join(f"- {plain(p.where)}: {plain(p.text)}" for p in page.problems)]
@@ -261,41 +242,38 @@ def csv_text(page: Page) -> str:
     return csv_lines((section.name, row) for section in page.sections for row in section.rows)
 
 
+def figures(dirs: str | Path | Sequence[str | Path], study: str | None = None) -> dict[str, alt.TopLevelMixin]:
+    """Return the charts of the report of `dirs` as Altair objects, for a notebook.
+
+    They are named as `write_files` names its files: number, study, what is shown, and for a chart over K, which is
+    there once for each of its axes, over what. Raises InputError as `gather` does.
+    """
+    import altair as alt
+
+    page = gather([dirs] if isinstance(dirs, str | Path) else dirs, study)
+    return {name: alt.Chart.from_dict(view) for name, view in page.views.items()}
+
+
 def write_report(
     dirs: Sequence[str | Path], html: Path | None = None, csv: Path | None = None, markdown: bool = False, *,
-    study: str | Sequence[str] | None = None, tolerance: float = TOLERANCE,
+    files: Path | None = None, study: str | Sequence[str] | None = None, tolerance: float = TOLERANCE,
     calibration_tolerance: float = CALIBRATION_TOLERANCE,
 ) -> Path | str:
     """Write the report of `dirs` and return its path, or its text with `markdown`.
 
     Without any file or Markdown asked for, the page goes to `report.html` in the first folder; with `study` it tells
-    of that study alone. Tolerances are in percentage points. Raises InputError for
-    folders without outcomes and for files that cannot be written.
+    of that study alone. `csv` gets all rows, the folder `files` every figure as SVG and PNG and every table as CSV.
+    Tolerances are in percentage points. Raises InputError for folders without outcomes and for files that cannot be
+    written.
     """
-    if html is None and csv is None and not markdown:
+    if html is None and csv is None and files is None and not markdown:
         html = Path(dirs[0]) / "report.html"
-    page = gather(dirs, study, pictures=html is not None, tolerance=tolerance,
+    page = gather(dirs, study, pictures=bool(html or files), tolerance=tolerance,
                   calibration_tolerance=calibration_tolerance)
     if csv is not None:
-        _write(csv, csv_text(page))
+        write(csv, csv_text(page))
+    if files is not None:
+        write_files(page, files)
     if html is not None:
-        _write(html, html_text(page))
-    return markdown_text(page) if markdown else html or csv or ""
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False,
-                                         encoding="utf-8", newline="") as file:
-            try:
-                file.write(text)
-                file.flush()
-                Path(file.name).chmod(0o644)
-                Path(file.name).replace(path)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
-    except OSError as error:
-        raise InputError(str(path), found=error.strerror, expected="a file that can be written",
-                         cure="choose another place") from error
+        write(html, html_text(page))
+    return markdown_text(page) if markdown else html or files or csv or ""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from spaceless.errors import InputError
 from spaceless.paper import Axis, Experiment, Printed, experiments
-from spaceless.trial import Evaluation, Outcome, Spec, Trial, parse
+from spaceless.trial import Change, Evaluation, Method, Outcome, Spec, Trial, parse
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,7 +43,7 @@ class Truth(Spec, extra="ignore"):
     """
 
     data: str
-    method: str
+    method: Method
     learnable_k: int
     chance_from_k: int | None = None
     chance: float
@@ -80,13 +80,15 @@ class Row:
     Accuracies and spreads are in percent and percentage points. `top1` is the mean over runs; `spread` the standard
     deviation over runs (None for fewer than two); `shuffle_spread` the mean over runs of the standard deviation over
     repeated evaluations (None for single passes). `params` and `macs` are counts, `receptive_field` is in pixels.
-    `images` counts the test images of all runs together. `seeds` are those of the runs that count; runs that failed,
-    diverged or are missing are named by their seeds and never averaged in.
+    `images` counts the test images of all runs together. `seeds` are those of the runs that count and `ids` name their
+    folders; runs that failed, diverged or are missing are named by their seeds and never averaged in. `changes` are
+    those of surgery.
     """
 
     trial: Trial
     shuffle_last: int | None
     seeds: tuple[int, ...] = ()
+    ids: tuple[str, ...] = ()
     top1: float | None = None
     spread: float | None = None
     shuffle_spread: float | None = None
@@ -103,6 +105,7 @@ class Row:
     diverged: tuple[int, ...] = ()
     missing: tuple[int, ...] = ()
     printed: tuple[Printed, ...] = ()
+    changes: tuple[Change, ...] = ()
 
     @property
     def n(self) -> int:
@@ -228,6 +231,7 @@ class _Group:
             trial=self.trial,
             shuffle_last=scheme,
             seeds=tuple(sorted(seeds)),
+            ids=tuple(o.trial.id for o, _ in sorted(runs, key=lambda run: run[0].trial.seed)),
             top1=statistics.fmean(means) if means else None,
             spread=statistics.stdev(means) if len(means) > 1 else None,
             shuffle_spread=statistics.fmean(spreads) if spreads else None,
@@ -244,6 +248,7 @@ class _Group:
             diverged=ended["diverged"],
             missing=tuple(sorted((self.planned | _set(finished)) - known)),
             printed=tuple(p for p in printed if p.matches(self.trial, scheme)),
+            changes=next((o.changes for o in self.outcomes if o.changes), ()),
         )
 
 

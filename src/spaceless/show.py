@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spaceless.console import duration, number, screen, table
+from spaceless.numerals import listed
 from spaceless.paper import Count, Planned, Printed, experiment, experiments, findings
 from spaceless.tables import printed_place, printed_scheme
-from spaceless.wording import listed
 
 if TYPE_CHECKING:
     from spaceless.estimate import Estimate

@@ -7,10 +7,10 @@ import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from spaceless.findings import ARROW, DASH, DOWNSAMPLE_NAMES, METHOD_NAMES, Panel, Verdict, scheme_name
+from spaceless.findings import ARROW, DASH, DOWNSAMPLE_NAMES, METHOD_NAMES, MINUS, Panel, Verdict, scheme_name
+from spaceless.numerals import listed, number, signed
 from spaceless.paper import Printed
 from spaceless.rows import Row, Truth
-from spaceless.wording import listed, number, signed
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _remark(row: Row) -> str:
 
 def verdict_table(found: Sequence[Verdict], truth: Sequence[Truth]) -> Table:
     """Return the calibration's verdict, one line per data set and method."""
-    claims = {(t.data, t.method): t for t in truth}
+    claims: dict[tuple[str, str], Truth] = {(t.data, t.method): t for t in truth}
     lines, tones = [], []
     for v in found:
         claim = claims[v.data, v.method]
@@ -129,6 +129,19 @@ def markdown_table(table: Table) -> str:
     rule = ["---:" if c.numeric else ":---" for c in table.columns]
     lines = [heads, rule, *([plain(cell) for cell in line] for line in table.lines)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def table_csv(table: Table) -> str:
+    """Return `table` as CSV: numbers as a program reads them, an empty field for a missing one."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([" ".join(filter(None, (c.name, c.about))) for c in table.columns])
+    for line in table.lines:
+        writer.writerow([
+            "" if cell == DASH else cell.replace(MINUS, "-").replace(",", "") if column.numeric else cell
+            for column, cell in zip(table.columns, line, strict=True)
+        ])
+    return text.getvalue()
 
 
 def plain(text: str) -> str:

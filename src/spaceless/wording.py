@@ -1,75 +1,40 @@
-"""Findings as words: number formats, the answer of a panel in a sentence, and what to know with it."""
+"""Findings as words: the answer of a panel in a sentence, how sure it is, and what to know with it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from spaceless.certainty import certainty, interval, lone_run
 from spaceless.findings import (
     ARROW,
     CHANCE_LIMIT,
-    DASH,
-    MINUS,
     FreeK,
     Panel,
     Verdict,
     free_ks,
+    near_chance,
     scheme_name,
-    standard_error,
 )
+from spaceless.numerals import FIXED, listed, millions, number, points, signed, with_spread
 from spaceless.paper import Experiment
 from spaceless.rows import Row, whole_curve
 
-_PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
-_FIXED = "\N{NO-BREAK SPACE}"
 _COMPRESSING = ("gap_fc", "conv1x1", "strip")
-
-
-def number(value: float | None, digits: int = 2) -> str:
-    """Return a number with `digits` decimals, or an en dash for a missing one."""
-    return DASH if value is None else f"{value:,.{digits}f}".replace("-", MINUS)
-
-
-def signed(value: float | None, digits: int = 2) -> str:
-    """Return a difference with its sign, or an en dash for a missing one."""
-    return DASH if value is None else f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", MINUS)  # never -0.0
-
-
-def with_spread(value: float | None, spread: float | None, digits: int = 2) -> str:
-    """Return `73.91 +- 0.21`, without the spread where there is none."""
-    text = number(value, digits)
-    return text if value is None or spread is None else f"{text}{_FIXED}{_PLUS_MINUS}{_FIXED}{number(spread, digits)}"
-
-
-def millions(count: int | None) -> str:
-    """Return a count such as 23.5 M or 53.2 k."""
-    if count is None:
-        return DASH
-    return f"{count / 1e6:,.1f}{_FIXED}M" if count >= 1e6 else f"{count / 1e3:,.1f}{_FIXED}k"
-
-
-def listed(values: Iterable[int]) -> str:
-    """Return whole numbers as short ranges: 1, 3-5."""
-    runs: list[list[int]] = []
-    for value in sorted(values):
-        if runs and value == runs[-1][-1] + 1:
-            runs[-1].append(value)
-        else:
-            runs.append([value])
-    return ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]}{DASH if len(r) > 2 else ', '}{r[-1]}" for r in runs)
-
-
-def points(value: float) -> str:
-    """Return `1 point`, `2.5 points`."""
-    return f"{value:g} point" if value == 1 else f"{value:g} points"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The finding of one panel in a sentence, and what a careful reader should know with it."""
+    """The finding of one panel in a sentence, how sure it is, and what else a careful reader should know with it."""
 
     text: str
     notes: tuple[str, ...] = ()
+    certainty: str = ""
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """All of it, a sentence each."""
+        return (self.text, *((self.certainty,) if self.certainty else ()), *self.notes)
 
 
 def answer(panel: Panel, tolerance: float, experiment: Experiment | None = None) -> Answer:
@@ -81,14 +46,12 @@ def answer(panel: Panel, tolerance: float, experiment: Experiment | None = None)
     base = panel.baseline
     if base is None or base.top1 is None:
         return Answer(f"{panel.title}: the baseline (K = 0) is missing, so nothing follows yet.")
-    if panel.chance is not None and base.images:
-        limit = panel.chance + 3 * standard_error(panel.chance, base.images)
-        if base.top1 - tolerance <= limit:
-            return Answer(f"{panel.title}: the baseline itself reaches only {base.top1:.1f} %, too near to chance "
-                          f"({panel.chance:.1f} %) for anything to follow within {points(tolerance)}.")
+    if near_chance(base, tolerance):
+        return Answer(f"{panel.title}: the baseline itself reaches only {base.top1:.1f} %, too near to chance "
+                      f"({panel.chance:.1f} %) for anything to follow within {points(tolerance)}.")
     kinds = {"k": _over_k, "only": _single, "shuffled": _mismatch}
     found = kinds[panel.x](panel, base, base.top1, tolerance)
-    return Answer(found.text, (*found.notes, *_paper_notes(panel, experiment)))
+    return Answer(found.text, (*found.notes, *_paper_notes(panel, experiment)), found.certainty)
 
 
 def _over_k(panel: Panel, base: Row, top1: float, tolerance: float) -> Answer:
@@ -100,26 +63,43 @@ def _over_k(panel: Panel, base: Row, top1: float, tolerance: float) -> Answer:
     if best.k == 0:
         measured = listed({k for f in free for k in f.measured})
         text = (f"{panel.title}: no measured K ({measured}) stays within {points(tolerance)} of the baseline's "
-                f"{with_spread(top1, base.spread)} %.")
-        return Answer(text, _certainty(base, base))
-    saved = ""
-    if best.row.params and base.params and best.row.params != base.params:
-        share = round(100 * (best.row.params / base.params - 1))
-        saved = f"{millions(best.row.params)} parameters instead of {millions(base.params)} "
-        saved += f"({signed(share, 0)}{_FIXED}%), "
+                f"{with_spread(top1, base.spread)} %, n = {base.n}.")
+        first = max((r for r in panel.rows if r.trial.k == min(f.measured[0] for f in free) and r.top1 is not None),
+                    key=lambda r: r.top1 or 0.0)
+        return Answer(text, certainty=certainty(first, base, tolerance))
+    saved = _saved(best.row, base)
+    if saved:
+        saved = f"{millions(best.row.params)} parameters instead of {millions(base.params)} ({saved}), "
+    sure = interval(best.row, base)
+    lone = "" if sure is None or not sure.lone else "in a single run each, " if best.row.n == base.n == 1 else (
+        f"in {best.row.n} and {base.n} runs, ")
+    likely = sure is not None and not sure.lone and sure.low < -tolerance
     text = (
-        f"{panel.title}: {_freed(best)} within {points(tolerance)} ({best.series}): {saved}accuracy "
+        f"{panel.title}: {lone}{_freed(best, likely)} within {points(tolerance)} ({best.series}): {saved}accuracy "
         f"{with_spread(best.row.top1, best.row.spread)} against {with_spread(top1, base.spread)}, "
         f"{_runs(best.row, base)}."
     )
-    return Answer(text, (*_by_series(free), *_certainty(best.row, base)))
+    return Answer(text, _by_series(free, base), certainty(best.row, base, tolerance))
 
 
-def _freed(best: FreeK) -> str:
+def _saved(row: Row, base: Row) -> str:
+    """Return how many percent fewer parameters `row` has, or nothing where it has as many."""
+    if not row.params or not base.params or row.params == base.params:
+        return ""
+    return f"{signed(round(100 * (row.params / base.params - 1)), 0)}{FIXED}%"
+
+
+# What K counts, by the beginning of a network's name.
+_UNITS = {"vgg16": "convolution", "resnet": "bottleneck", "mobilenet_v2": "inverted residual",
+          "squeezenet1_0": "fire module", "chain:": "convolution"}
+
+
+def _freed(best: FreeK, likely: bool) -> str:
+    unit = next((name for start, name in _UNITS.items() if best.row.trial.model.startswith(start)), "unit")
     of = f" of {best.row.units}" if best.row.units else ""
     one = best.k == 1
-    who = f"the last{of} units" if one and of else "the last unit" if one else f"the last {best.k}{of} units"
-    return who + {
+    who = f"the last{of} {unit}s" if one and of else f"the last {unit}" if one else f"the last {best.k}{of} {unit}s"
+    return who + (" probably" if likely else "") + {
         "channel_shuffle": " bears" if one else " bear", "strip": " can",
     }.get(best.row.trial.method, " needs" if one else " need") + {
         "channel_shuffle": " a random order of channels", "strip": " be left out",
@@ -130,18 +110,11 @@ def _runs(row: Row, base: Row) -> str:
     return f"n = {row.n}" if row.n == base.n else f"n = {row.n} against {base.n}"
 
 
-def _certainty(row: Row, base: Row) -> tuple[str, ...]:
-    if min(row.n, base.n) > 1 or row.top1 is None:
-        return ()
-    each = row.images // row.n
-    error = standard_error(row.top1, each)
-    return (f"A lone run has no spread; its {each:,} test images alone leave a standard error of {error:.1f} points.",)
-
-
-def _by_series(free: Sequence[FreeK]) -> tuple[str, ...]:
+def _by_series(free: Sequence[FreeK], base: Row) -> tuple[str, ...]:
     notes = []
     if len(free) > 1:
-        notes.append("Largest K by method: " + "; ".join(f"{f.series}: {f.k}" for f in free) + ".")
+        each = [f"{f.series}: {f.k}{f' ({saved} parameters)' if (saved := _saved(f.row, base)) else ''}" for f in free]
+        notes.append(f"Largest K by method: {'; '.join(each)}.")
     gaps = [f"{f.series} K = {listed(f.unmeasured)}" for f in free if f.unmeasured]
     if gaps:
         notes.append("Smaller K that were not measured: " + "; ".join(gaps) + ".")
@@ -167,7 +140,7 @@ def _single(panel: Panel, base: Row, top1: float, tolerance: float) -> Answer:
             )
     text = "; ".join(parts) or "no modified unit is measured"
     return Answer(f"{panel.title}: {text}. Baseline {with_spread(top1, base.spread)} %, {_runs(lone, base)}.",
-                  _certainty(lone, base))
+                  certainty=lone_run(lone, base))
 
 
 def _kept(panel: Panel) -> Answer:
@@ -180,7 +153,7 @@ def _kept(panel: Panel) -> Answer:
             f"with {min(line) or 'none'} it is {with_spread(least.top1, least.spread)}, {_runs(most, least)}")
     if base is not None:
         text += f"; the baseline has {with_spread(base.top1, base.spread)}"
-    return Answer(text + ".", _certainty(most, least))
+    return Answer(text + ".", certainty=lone_run(most, least))
 
 
 def _mismatch(panel: Panel, base: Row, top1: float, tolerance: float) -> Answer:
@@ -193,21 +166,25 @@ def _mismatch(panel: Panel, base: Row, top1: float, tolerance: float) -> Answer:
     k = max(held, default=min(ks))
     both, clean, only_test = (found.get((scheme, k)) for scheme in schemes)
     chance = "" if panel.chance is None else f" (chance {panel.chance:.1f})"
-    text = (f"{panel.title}: with the last {k} units shuffled only in the test, accuracy falls from {top1:.1f} to "
+    last = "last unit" if k == 1 else f"last {k} units"
+    text = (f"{panel.title}: with the {last} shuffled only in the test, accuracy falls from {top1:.1f} to "
             f"{number(only_test.top1 if only_test else None, 1)}{chance}")
     if both or clean:
         text += (f"; trained with the shuffle it is {number(both.top1 if both else None, 1)} with and "
                  f"{number(clean.top1 if clean else None, 1)} without shuffling in the test")
-    return Answer(f"{text}. {_runs(both or base, base)}.", _certainty(both or base, base))
+    return Answer(f"{text}. {_runs(both or base, base)}.", certainty=lone_run(both or base, base))
 
 
 def _receptive(panel: Panel, tolerance: float) -> Answer:
-    parts, unknown = [], []
+    parts, unknown, guessing = [], [], []
     for size in sorted({r.image_size or 0 for r in panel.rows}):
         line = [r for r in panel.rows if (r.image_size or 0) == size and r.top1 is not None]
         base = next((r for r in line if r.trial.method == "baseline"), None)
         if base is None or base.top1 is None or any(r.receptive_field is None for r in line):
             unknown.append(f"{size}")
+            continue
+        if near_chance(base, tolerance):
+            guessing.append(f"{size}")
             continue
         field = base.receptive_field
         for row in sorted(line, key=lambda r: -(r.receptive_field or 0)):
@@ -216,12 +193,15 @@ def _receptive(panel: Panel, tolerance: float) -> Answer:
             field = row.receptive_field
         parts.append(f"{field} pixels for images of {size}")
     lacking = f"The baseline or a receptive field is missing for images of {', '.join(unknown)} pixels."
-    notes = (lacking,) if unknown else ()
+    chance = (f"For images of {', '.join(guessing)} pixels the baseline itself is too near to chance for anything to "
+              f"follow within {points(tolerance)}.")
+    notes = (*((lacking,) if unknown else ()), *((chance,) if guessing else ()))
     if not parts:
         return Answer(f"{panel.title}: nothing follows yet.", notes)
     runs = sorted({r.n for r in panel.rows if r.n})
+    lone = lone_run(*(r for r in panel.rows if r.n)) if runs == [1] else ""
     return Answer(f"{panel.title}: the accuracy stays within {points(tolerance)} of the baseline down to a receptive "
-                  f"field of {', of '.join(parts)}, n = {listed(runs)}.", notes)
+                  f"field of {', of '.join(parts)}, n = {listed(runs)}.", notes, lone)
 
 
 def _paper_notes(panel: Panel, experiment: Experiment | None) -> list[str]:

@@ -106,3 +106,17 @@ def bench(name: str | None, networks: Sequence[str], jobs: int | None, out: Path
             "bench networks", found=f"{len(failing)} networks on which surgery breaks a promise: {', '.join(failing)}",
             expected="each property, or a refusal", cure="look at the page; this is a bug, please report it",
         )
+
+
+def watch(dirs: Sequence[Path], html: Path | None, every: int, open_report: bool) -> None:
+    """Keep the page of some run folders up to date while studies run in them, and say on standard error what is new."""
+    from spaceless.console import screen
+    from spaceless.live import watch as keep
+    from spaceless.report import write_report
+
+    page = html or dirs[0] / "report.html"
+    if open_report:
+        write_report(dirs, html=page)
+        webbrowser.open(page.resolve().as_uri())
+    out = screen()
+    print(keep(dirs, page, every, tell=lambda text: out.print(text, markup=False)))
