@@ -20,6 +20,7 @@ from safetensors.torch import save as dump_weights
 from torch import nn
 
 from spaceless import checkpoint
+from spaceless.allocator import keep_memory
 from spaceless.cost import cost
 from spaceless.data import Images, open_images
 from spaceless.data.broken import broken_note
@@ -115,6 +116,7 @@ def run_trial(
         Interrupted: `stop` returned a signal number; the same call resumes.
 
     """
+    keep_memory()
     store, mine = place.store, share()
     if (known := from_first(None if mine.rank else store.outcome(trial))) is not None:
         return known
