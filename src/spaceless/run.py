@@ -29,7 +29,9 @@ from spaceless.distributed import from_first, refuse_unshareable, share, told_by
 from spaceless.errors import InputError, Interrupted
 from spaceless.evaluation import evaluate
 from spaceless.models import build_model, stem_is_unit
+from spaceless.profiling import measure_sensitivity
 from spaceless.receptive import usable_field
+from spaceless.sensitivity import Sensitivity
 from spaceless.shuffle import shuffles
 from spaceless.store import WEIGHTS, Store, read_trial
 from spaceless.surgery import remove_spatial, without_shuffle
@@ -168,20 +170,91 @@ def _facts(data: Images, training: Training, evaluations: Sequence[Evaluation]) 
     return facts.model_copy(update={"note": "; ".join(filter(None, (facts.note, broken)))})
 
 
+@dataclass(frozen=True)
+class _Trained:
+    """A finished trial whose weights are at hand: the network as it was trained, and its data."""
+
+    outcome: Outcome
+    model: nn.Module
+    data: Images
+    store: Store
+
+    @property
+    def trial(self) -> Trial:
+        return self.outcome.trial
+
+
 def evaluate_run(
-    folder: Path, place: Place, *, shuffle_last: int | None = None, repeats: int = 200,
+    folder: Path, place: Place, *, shuffle_last: int | None = None, repeats: int = 200, test_images: int | None = None,
     stop: Callable[[], int | None] | None = None, progress: Callable[[float], None] | None = None,
 ) -> Evaluation:
     """Evaluate a trained network again, as it was trained or with its last `shuffle_last` units shuffled (0: clean).
 
-    The evaluation is stored beside the outcome when it is another scheme than the trained one.
+    The evaluation is stored beside the outcome when it is another scheme than the trained one, on all of the trial's
+    test images: on a balanced draw of `test_images` it is only returned.
 
     Raises:
-        InputError: The folder holds no finished trial with weights, or the number of units is out of range.
+        InputError: The folder holds no finished trial with weights, or a number is out of range.
 
     """
+    _check_repeats(repeats, 200)
+    trained = _trained(folder, place, test_images, "shuffle_last" if shuffle_last is not None else "")
+    trial, data, model = trained.trial, trained.data, trained.model
+    if shuffle_last is not None:
+        model = without_shuffle(model)
+        if shuffle_last:
+            model, _ = remove_spatial(
+                model, "shuffle", shuffle_last, image_size=data.image_size, seed=trial.seed,
+                stem=stem_is_unit(trial.model),
+            )
+    device = choose_device(place.device)
+    try:
+        found = evaluate(
+            model.to(device), data, repeats=repeats if any(shuffles(model)) else 1, shuffle_last=shuffle_last,
+            precision=choose_precision(trial.recipe.precision, device), stop=stop, progress=progress,
+        )
+    except Interrupted as interrupted:
+        raise Interrupted(interrupted.signum, saved=False) from None
+    if shuffle_last is not None and test_images is None and share().rank == 0:
+        trained.store.add_evaluation(trial, found)
+    return found
+
+
+def profile_run(
+    folder: Path, place: Place, *, repeats: int = 10, test_images: int | None = None,
+    stop: Callable[[], int | None] | None = None, progress: Callable[[float], None] | None = None,
+) -> Sensitivity:
+    """Measure where space matters in a trained network, and store it beside the outcome; see `measure_sensitivity`.
+
+    Raises:
+        InputError: As `evaluate_run`; or the network cannot be taken apart.
+
+    """
+    _check_repeats(repeats, 10)
+    trained = _trained(folder, place, test_images, "profile")
+    trial, device = trained.trial, choose_device(place.device)
+    precision = choose_precision(trial.recipe.precision, device)
+    started, begun = datetime.now(UTC), time.perf_counter()
+    found = measure_sensitivity(
+        trained.model.to(device), trained.data, repeats=repeats, seed=trial.seed, stem=stem_is_unit(trial.model),
+        precision=precision, stop=stop, progress=progress,
+    ).model_copy(update={
+        "weights_sha256": trained.outcome.weights_sha256, "precision": precision, "versions": versions(),
+        "hardware": hardware(device), "threads": torch.get_num_threads(), "processes": share().count,
+        "started": started.isoformat(timespec="seconds"), "seconds": round(time.perf_counter() - begun, 3),
+    })
+    if share().rank == 0:
+        trained.store.add_sensitivity(trial, found)
+    return found
+
+
+def _check_repeats(repeats: int, usual: int) -> None:
     if repeats < 1:
-        raise InputError("repeats", found=repeats, expected="at least 1", cure="leave it out for 200")
+        raise InputError("repeats", found=repeats, expected="at least 1", cure=f"leave it out for {usual}")
+
+
+def _trained(folder: Path, place: Place, test_images: int | None, shuffling: str) -> _Trained:
+    """Return the trained network in `folder`; `shuffling` is the option that wants to shuffle it, if there is one."""
     folder = folder.resolve()  # "." has a parent too
     trial = read_trial(folder)
     store = Store(folder.parent)
@@ -204,31 +277,14 @@ def evaluate_run(
             f"data {trial.data}", found=f"other images in {data.source} than the training had",
             expected=f"those of {outcome.data.source}", cure="name the folder that holds them with --data-root",
         )
-    if shuffle_last is not None and (trial.method not in ("baseline", "shuffle") or trial.strip):
+    if shuffling and (trial.method not in ("baseline", "shuffle") or trial.strip):
         raise InputError(
-            "shuffle_last", found=f"a network changed by {trial.method}", expected="an unchanged or a shuffling one",
-            cure="leave --shuffle-last out: its last units have no places left to shuffle",
+            shuffling, found=f"a network changed by {trial.method}", expected="an unchanged or a shuffling one",
+            cure=f"leave --{shuffling.replace('_', '-')} out: its last units have no places left to shuffle",
         )
     model, _ = build(trial, data.classes, data.image_size)
     _load_checked(model, weights, outcome)
-    if shuffle_last is not None:
-        model = without_shuffle(model)
-        if shuffle_last:
-            model, _ = remove_spatial(
-                model, "shuffle", shuffle_last, image_size=data.image_size, seed=trial.seed,
-                stem=stem_is_unit(trial.model),
-            )
-    device = choose_device(place.device)
-    try:
-        found = evaluate(
-            model.to(device), data, repeats=repeats if any(shuffles(model)) else 1, shuffle_last=shuffle_last,
-            precision=choose_precision(trial.recipe.precision, device), stop=stop, progress=progress,
-        )
-    except Interrupted as interrupted:
-        raise Interrupted(interrupted.signum, saved=False) from None
-    if shuffle_last is not None and share().rank == 0:
-        store.add_evaluation(trial, found)
-    return found
+    return _Trained(outcome, model, data.subset(None, test_images), store)
 
 
 def _load_checked(model: nn.Module, path: Path, outcome: Outcome) -> None:
