@@ -334,7 +334,8 @@ def evaluate(
     from spaceless import show
     from spaceless.console import advancing
     from spaceless.distributed import joined
-    from spaceless.run import Place, evaluate_run, profile_run
+    from spaceless.retest import evaluate_run, profile_run
+    from spaceless.run import Place
     from spaceless.signals import caught_signals
 
     if profile and shuffle_last is not None:

@@ -170,7 +170,7 @@ def cut_at_units(model: nn.Module, units: Sequence[Unit]) -> tuple[list[Cut], Ca
 
 
 def _check(plain: nn.Module, x: Tensor, answers: Tensor) -> None:
-    """Raise InputError unless the walk came to the network's own answers: no repeated part spoilt what it began with."""
+    """Raise InputError unless the walk came to the network's own answers: no repeated part spoilt its beginning."""
     expected = plain(x)
     apart = float((answers - expected).abs().max())
     largest = float(expected.abs().max())
