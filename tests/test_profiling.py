@@ -101,7 +101,7 @@ def test_what_crosses_a_cut_is_every_tensor_that_is_used_behind_it():
     model = Branches().eval()
     units = find_units(model, 16)
     shuffled, _ = remove_spatial(model, "shuffle", 3, image_size=16)
-    cuts, behind = cut_at_units(shuffled.eval(), units)
+    cuts, behind = cut_at_units(shuffled.eval(), units, 16)
     x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         first = cuts[0].front(x)
@@ -145,17 +145,29 @@ def test_a_network_that_spoils_what_crosses_a_cut_is_refused():
 
 
 class Branching(nn.Module):
+    """Its control flow depends on values: no tracer gets through."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        torch.manual_seed(0)
+        self.one, self.two = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
+        self.head = nn.Linear(6, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x if x.sum() > 0 else -x).amax((2, 3))
+        x = self.one(x if x.sum() < 1e9 else -x).relu()
+        return self.head(self.two(x).relu().amax((2, 3)))
 
 
-def test_a_network_that_cannot_be_traced_has_no_units_and_is_refused():
-    with pytest.raises(InputError, match="tracing Branching"):
-        measure_sensitivity(Branching(), made_data(), **PASSES)
+def test_a_network_that_cannot_be_cut_is_repeated_as_a_whole_and_says_so():
+    data = made_data()
+    model = centred(Branching(), data)
+    with pytest.warns(UserWarning, match="whole network is repeated"):
+        found = measure_sensitivity(model, data, **PASSES)
+    for unit in found.units:
+        for curve, changed in ((unit.last, {"k": unit.k}), (unit.alone, {"only": unit.index})):
+            copy, _ = remove_spatial(model, "shuffle", image_size=16, **changed)
+            assert curve.top1 == evaluate(copy, data, **PASSES, split=False).top1
+    assert len({c.top1 for u in found.units for c in (u.alone, u.last)}) == 3
 
 
 @pytest.mark.parametrize("repeats", [0, -1])

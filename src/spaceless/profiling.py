@@ -7,6 +7,7 @@ one network per point).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Container, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from spaceless.distributed import gathered, highest, share, total
 from spaceless.errors import InputError, Interrupted
 from spaceless.evaluation import autocast, in_format
 from spaceless.sensitivity import Curve, Sensitivity, Shuffled
-from spaceless.shuffle import seek
+from spaceless.shuffle import ShuffleConv, shuffles
 from spaceless.surgery import remove_spatial, without_shuffle
 from spaceless.tracing import trace_graph
 from spaceless.units import Unit, find_units
@@ -37,6 +38,8 @@ def measure_sensitivity(
     progress: Callable[[float], None] | None = None,
 ) -> Sensitivity:
     """Return the test accuracy of a trained `model` with each unit shuffled alone, and with the last K, for all K.
+
+    A network whose control flow depends on values cannot be cut: it is repeated as a whole, with a warning.
 
     Every pass is the one that `evaluate` makes of `remove_spatial(model, "shuffle", k)`, or of `only=i`, with the same
     seed, repeats and batch size: the same permutations, and so the same accuracies. Unit n alone is K = 1.
@@ -53,8 +56,7 @@ def measure_sensitivity(
         progress: Called with the share that is done.
 
     Raises:
-        InputError: The network cannot be traced (it then has no units either), or changes a tensor in place that it
-            uses again, so that nothing behind a cut can be repeated.
+        InputError: The network changes a tensor in place that it uses again, so that no part of it can be repeated.
         SurgeryError: A convolution runs several times.
         Interrupted: `stop` asked for it; nothing is kept.
         DataError: Too many images are broken.
@@ -65,7 +67,12 @@ def measure_sensitivity(
     plain = without_shuffle(model).eval()
     units = find_units(plain, data.image_size, stem=stem)
     shuffled, _ = remove_spatial(plain, "shuffle", len(units), image_size=data.image_size, seed=seed, stem=stem)
-    cuts, behind = cut_at_units(shuffled.eval(), units)
+    drawn = tuple(shuffles(shuffled))
+    try:
+        cuts, behind = cut_at_units(shuffled.eval(), units, data.image_size)
+    except InputError as error:
+        warnings.warn(f"the whole network is repeated, not the part behind each unit: {error}", stacklevel=2)
+        cuts, behind = _uncut(shuffled, units)
     device = next(iter(plain.parameters())).device
     right = torch.zeros(2, len(units), repeats, dtype=torch.int64)  # correct answers: alone and last, unit, pass
     clean_right = seen = step = 0
@@ -84,7 +91,8 @@ def measure_sensitivity(
                 if len(images):
                     if repeat == 0 and scheme == (_LAST if place == len(units) - 1 else _ALONE):
                         crossing = cuts[place].front(*crossing)  # the activations before it are free from here on
-                    seek(shuffled, step + repeat, "eval")
+                    for shuffle in drawn:
+                        shuffle.passes["eval"] = step + repeat
                     answers = (cuts[place].alone, cuts[place].last)[scheme](*crossing)
                     right[scheme, place, repeat] += int((answers.argmax(1) == labels).sum())
                 if asked := highest(stop() or 0 if stop is not None else 0)[0]:
@@ -129,18 +137,20 @@ class Cut:
     last: Callable[..., Tensor]
 
 
-def cut_at_units(model: nn.Module, units: Sequence[Unit]) -> tuple[list[Cut], Callable[..., Tensor]]:
+def cut_at_units(
+    model: nn.Module, units: Sequence[Unit], image_size: int,
+) -> tuple[list[Cut], Callable[..., Tensor]]:
     """Return one cut per unit of `model`, in which all are shuffled, and the clean rest behind the last cut.
 
     What lies behind a cut is what depends on a convolution of its unit or of a later one, so that branches and skip
     connections are whole wherever they begin and end.
 
     Raises:
-        InputError: The network cannot be traced.
+        InputError: The control flow depends on the values of tensors.
 
     """
     unit_of = {path: unit.index for unit in units for path in unit.convs}
-    graph = trace_graph(model)
+    graph = trace_graph(model, image_size)
     depth: dict[fx.Node, int] = {}  # the highest index of a unit that the node depends on; 0 in front of them all
     for node in graph.nodes:
         own = unit_of.get(str(node.target), 0) if node.op == "call_module" else 0
@@ -167,6 +177,24 @@ def cut_at_units(model: nn.Module, units: Sequence[Unit]) -> tuple[list[Cut], Ca
         Cut(part(i - 1, i, ()), part(i, end, (i,)), part(i, end, range(i, end))) for i in range(1, end)
     ]
     return cuts, part(end - 1, end, ())
+
+
+def _uncut(model: nn.Module, units: Sequence[Unit]) -> tuple[list[Cut], Callable[..., Tensor]]:
+    """Return what `cut_at_units` returns for a network that cannot be taken apart: all of it behind every cut."""
+    found = {path: model.get_submodule(path) for unit in units for path in unit.convs}
+    unit_of = {path: unit.index for unit in units for path in unit.convs}
+
+    def whole(shuffled: Container[int]) -> Callable[[Tensor], Tensor]:
+        def run(x: Tensor) -> Tensor:
+            for path, module in found.items():
+                assert isinstance(module, ShuffleConv)
+                model.set_submodule(path, module if unit_of[path] in shuffled else module.conv)
+            return model(x)  # type: ignore[no-any-return]
+
+        return run
+
+    end = len(units) + 1
+    return [Cut(lambda x: (x,), whole((i,)), whole(range(i, end))) for i in range(1, end)], whole(())
 
 
 def _check(plain: nn.Module, x: Tensor, answers: Tensor) -> None:
