@@ -125,6 +125,21 @@ def test_the_model_is_left_as_it_was_and_its_own_shuffles_do_not_count():
     assert all(torch.equal(before[name], value) for name, value in trained.state_dict().items())
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_ties_are_broken_as_evaluating_breaks_them(precision):
+    """Two answers may be equal, in bf16 often are, and argmax then takes another one than topk."""
+    data = made_data(images=400)
+    model = centred(build_model("chain:6-8", 4, 16), data)
+    head = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
+    with torch.no_grad():
+        head.weight[1], head.bias[1] = head.weight[0], head.bias[0]  # whoever ranks one first ties with the other
+    found = measure_sensitivity(model, data, precision=precision, **PASSES)
+    assert (found.clean,) == evaluate(model, data, precision=precision, batch_size=16).top1
+    for unit in found.units:
+        copy, _ = remove_spatial(model, "shuffle", unit.k, image_size=16)
+        assert unit.last.top1 == evaluate(copy, data, precision=precision, **PASSES).top1
+
+
 class Spoiling(nn.Module):
     """Adds to the map that crosses the cut, in place: every repetition would begin with something else."""
 

@@ -21,7 +21,7 @@ from spaceless.data.feed import test_batches
 from spaceless.data.readers import Images
 from spaceless.distributed import gathered, highest, share, total
 from spaceless.errors import InputError, Interrupted
-from spaceless.evaluation import autocast, in_format
+from spaceless.evaluation import autocast, in_format, ranked
 from spaceless.sensitivity import Curve, Sensitivity, Shuffled
 from spaceless.shuffle import ShuffleConv, shuffles
 from spaceless.surgery import remove_spatial, without_shuffle
@@ -76,6 +76,7 @@ def measure_sensitivity(
     device = next(iter(plain.parameters())).device
     right = torch.zeros(2, len(units), repeats, dtype=torch.int64)  # correct answers: alone and last, unit, pass
     clean_right = seen = step = 0
+    wide = min(5, data.classes)
     left_out = LeftOut(data.source, data.test_labels, data.class_names)
     batch_count = -(-data.test_count // batch_size)
     plan = [(place, scheme, repeat) for place in range(len(units)) for scheme in (_ALONE, _LAST)
@@ -94,7 +95,7 @@ def measure_sensitivity(
                     for shuffle in drawn:
                         shuffle.passes["eval"] = step + repeat
                     answers = (cuts[place].alone, cuts[place].last)[scheme](*crossing)
-                    right[scheme, place, repeat] += int((answers.argmax(1) == labels).sum())
+                    right[scheme, place, repeat] += int(ranked(answers, labels, wide)[:, 0].sum())
                 if asked := highest(stop() or 0 if stop is not None else 0)[0]:
                     raise Interrupted(asked, saved=False)
                 if progress is not None:
@@ -103,7 +104,7 @@ def measure_sensitivity(
                 answers = behind(*crossing)
                 if number == 0:
                     _check(plain, x, answers)
-                clean_right += int((answers.argmax(1) == labels).sum())
+                clean_right += int(ranked(answers, labels, wide)[:, 0].sum())
                 seen += len(images)
                 step += repeats
     right[_ALONE, -1] = right[_LAST, -1]
