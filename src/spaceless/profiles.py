@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from spaceless.charts import HEIGHT, PALETTE, WIDTH, Spec, _chart, _finish
 from spaceless.page import Figure, Section
@@ -120,9 +120,9 @@ def profile_chart(found: Sensitivity, chance: float | None = None) -> Spec:
     stroke = alt.Stroke("series:N", title=None, scale=scale)
     tooltip = [alt.Tooltip(f"{field}:N", title=title) for field, title in
                (("series", "line"), ("unit", "unit"), ("k", "K, from here to the end"), ("accuracy", "top-1"))]
-    layers = _rule(found.clean, f"clean {found.clean:.1f} %")
+    layers = _rule(found.clean, f"clean {found.clean:.1f} %", "left")
     if chance is not None:
-        layers += _rule(chance, "chance")
+        layers += _rule(chance, "chance", "right")
     if found.repeats > 1:
         layers.append(_chart(records).mark_area(opacity=0.18).encode(
             x=x, y=alt.Y("lo:Q", title="top-1 accuracy (%)"), y2="hi:Q", fill=fill))
@@ -139,13 +139,14 @@ def _point(series: str, index: int, k: int, name: str, curve: Curve) -> dict[str
             "accuracy": f"{with_spread(curve.mean, curve.spread)} %"}
 
 
-def _rule(level: float, text: str) -> list[alt.Chart]:
+def _rule(level: float, text: str, side: Literal["left", "right"]) -> list[alt.Chart]:
     import altair as alt
 
     drawn = _chart([{"y": level, "text": text}])
     y = alt.Y("y:Q", title="top-1 accuracy (%)")
     return [
         drawn.mark_rule(strokeDash=[5, 4], color="currentColor", opacity=0.7).encode(y=y),
-        drawn.mark_text(align="left", baseline="bottom", dx=4, dy=-4, fontSize=12, color="currentColor").encode(
-            x=alt.value(0), y=y, text="text:N"),
+        drawn.mark_text(
+            align=side, baseline="bottom", dx=4 if side == "left" else -4, dy=-4, fontSize=12, color="currentColor",
+        ).encode(x=alt.value(0 if side == "left" else "width"), y=y, text="text:N"),
     ]
