@@ -5,8 +5,8 @@ import json
 import pytest
 
 from made_outcomes import outcome, store
-from spaceless.charts import svg
 from spaceless.errors import InputError
+from spaceless.looks import svg
 from spaceless.page import html_text
 from spaceless.profiles import ALONE, LAST, profile_answer, profile_chart
 from spaceless.report import gather, markdown_text
@@ -64,6 +64,12 @@ def test_a_record_that_contradicts_itself_is_refused(wrong):
 ])
 def test_the_answer_counts_from_the_last_unit_to_the_first_that_costs_more(last, says):
     assert profile_answer(profile(tuple((value,) for value in last)), 1.0).text.startswith(says)
+
+
+def test_a_network_that_guesses_bears_nothing():
+    guessing = profile(((1.0,), (1.2,)), clean=2.9)
+    assert "too near to chance" in profile_answer(guessing, 1.0, chance=1.0).text
+    assert "The last of 2 units bears" in profile_answer(profile(((1.0,), (2.9,)), clean=3.1), 1.0, chance=1.0).text
 
 
 def test_the_answer_names_the_unit_that_matters_most_alone():

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from spaceless.charts import HEIGHT, PALETTE, WIDTH, Spec, _chart, _finish
+from spaceless.charts import HEIGHT, WIDTH
+from spaceless.looks import Ink, Spec, chart, finish, layered
+from spaceless.marks import Record
+from spaceless.numerals import PLUS_MINUS, number, points, with_spread
 from spaceless.page import Figure, Section
 from spaceless.rows import Problem, read_record
-from spaceless.sensitivity import PROFILES, Curve, Sensitivity
+from spaceless.sensitivity import PROFILES, Curve, Sensitivity, Shuffled
 from spaceless.tables import Column, Table
 from spaceless.trial import Outcome
-from spaceless.wording import Answer, number, points, with_spread
+from spaceless.wording import Answer
 
 if TYPE_CHECKING:
     import altair as alt
 
 ALONE, LAST = "shuffled alone", "shuffled from here to the end"
-_PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
+_Y = "top-1 accuracy (%)"
+_BESIDE = 76  # pixels left and right of the plot: the axis with its title
 
 
 def profile_sections(
@@ -48,24 +52,31 @@ def profile_sections(
 
 def _section(outcome: Outcome, found: Sensitivity, pictures: bool, tolerance: float) -> Section:
     trial = outcome.trial
+    name = f"profile of {trial.label}"
     chance = 100 / outcome.data.classes if outcome.data else None
     caption = (f"{trial.label}: top-1 on {found.images:,} test images with the input of each unit shuffled alone, and "
                "with this and all units behind it shuffled. No network was trained for this. ")
-    caption += (f"Bands: mean {_PLUS_MINUS} standard deviation over {found.repeats} passes with fresh permutations."
+    caption += (f"Bands: mean {PLUS_MINUS} standard deviation over {found.repeats} passes with fresh permutations."
                 if found.repeats > 1 else "No band: one pass each.")
     spec = profile_chart(found, chance) if pictures else None
     return Section(
         title=f"Where space matters in {trial.label}",
         asks="What does this trained network lose where its units are shuffled in the test only?",
-        source="as Figures 6 and 7, without training", answers=(profile_answer(found, tolerance),),
-        figures=(Figure(spec=spec, caption=caption),) if spec else (), tables=(profile_table(found),), differences={},
+        source="as Figures 6 and 7, without training", answers=(profile_answer(found, tolerance, chance),),
+        figures=(Figure(name, caption, spec),) if spec else (), tables=(profile_table(found),), differences={},
         progress=f"{found.images:,} images, {found.repeats} passes", failed=(), missing=(),
-        command=f"spaceless evaluate runs/{trial.id} --profile", name="", rows=(),
+        commands=(f"spaceless evaluate runs/{trial.id} --profile",), name=name, rows=(),
     )
 
 
-def profile_answer(found: Sensitivity, tolerance: float) -> Answer:
-    """Return how many last units bear a shuffle within `tolerance` percentage points of the clean accuracy."""
+def profile_answer(found: Sensitivity, tolerance: float, chance: float | None = None) -> Answer:
+    """Return how many last units bear a shuffle within `tolerance` percentage points of the clean accuracy.
+
+    Of a network that is no more than twice the tolerance above `chance` (percent) nothing is said.
+    """
+    if chance is not None and found.clean <= chance + 2 * tolerance:
+        return Answer(f"The network itself reaches only {number(found.clean)} %, too near to chance "
+                      f"({number(chance)} %) for anything to follow within {points(tolerance)}.")
     free = 0
     for unit in reversed(found.units):
         if unit.last.mean < found.clean - tolerance:
@@ -89,8 +100,8 @@ def profile_table(found: Sensitivity) -> Table:
     over = "over passes"
     columns = (
         Column("unit"), Column("name", numeric=False), Column("map", "shuffled positions"),
-        Column("alone", "top-1, percent"), Column(_PLUS_MINUS, over), Column("K"),
-        Column("last K", "top-1, percent"), Column(_PLUS_MINUS, over),
+        Column("alone", "top-1, percent"), Column(PLUS_MINUS, over), Column("K"),
+        Column("last K", "top-1, percent"), Column(PLUS_MINUS, over),
     )
     return Table(f"Shuffled in the test only: clean {number(found.clean)} %", columns, tuple(
         (str(unit.index), unit.name, "x".join(map(str, unit.map)), number(unit.alone.mean), number(unit.alone.spread),
@@ -107,34 +118,31 @@ def profile_chart(found: Sensitivity, chance: float | None = None) -> Spec:
     """
     import altair as alt
 
-    records = [_point(name, unit.index, unit.k, unit.name, curve) for unit in found.units
+    records = [_point(name, unit, curve) for unit in found.units
                for name, curve in ((ALONE, unit.alone), (LAST, unit.last))]
-    scale = alt.Scale(domain=[ALONE, LAST], range=list(PALETTE[:2]))
-    shape = alt.Shape("series:N", title=None, scale=alt.Scale(domain=[ALONE, LAST], range=["circle", "square"]))
+    ink = Ink([ALONE, LAST], [0, 1])
     count = len(found.units)
     ticks = alt.Axis(format="d", tickMinStep=1, values=list(range(1, count + 1)) if count <= 20 else alt.Undefined)
-    x = alt.X("x:Q", title="unit, from the input (left) to the last one", axis=ticks,
+    x = alt.X("x:Q", title="unit, from the input to the output", axis=ticks,
               scale=alt.Scale(nice=False, zero=False, padding=14))
-    y = alt.Y("y:Q", title="top-1 accuracy (%)", scale=alt.Scale(zero=True, nice=True), axis=alt.Axis(tickCount=7))
-    fill = alt.Fill("series:N", title=None, scale=scale)
-    stroke = alt.Stroke("series:N", title=None, scale=scale)
+    y = alt.Y("y:Q", title=_Y, scale=alt.Scale(zero=True, nice=True), axis=alt.Axis(tickCount=7))
     tooltip = [alt.Tooltip(f"{field}:N", title=title) for field, title in
                (("series", "line"), ("unit", "unit"), ("k", "K, from here to the end"), ("accuracy", "top-1"))]
     layers = _rule(found.clean, f"clean {found.clean:.1f} %", "left")
     if chance is not None:
         layers += _rule(chance, "chance", "right")
     if found.repeats > 1:
-        layers.append(_chart(records).mark_area(opacity=0.18).encode(
-            x=x, y=alt.Y("lo:Q", title="top-1 accuracy (%)"), y2="hi:Q", fill=fill))
-    layers.append(_chart(records).mark_line(strokeWidth=2).encode(x=x, y=y, stroke=stroke))
-    layers.append(_chart(records).mark_point(size=48, strokeWidth=1, opacity=1).encode(
-        x=x, y=y, fill=fill, stroke=stroke, shape=shape, tooltip=tooltip))
-    return _finish(alt.layer(*layers).properties(width=WIDTH, height=HEIGHT))
+        layers.append(chart(records).mark_area(opacity=0.18).encode(
+            x=x, y=alt.Y("lo:Q", title=_Y), y2="hi:Q", fill=ink.fill))
+    layers.append(chart(records).mark_line(strokeWidth=2).encode(x=x, y=y, stroke=ink.stroke))
+    layers.append(chart(records).mark_point(size=48, strokeWidth=1, opacity=1).encode(
+        x=x, y=y, fill=ink.fill, stroke=ink.stroke, shape=ink.shape, tooltip=tooltip))
+    return finish(layered(*layers, width=WIDTH, height=HEIGHT), _BESIDE)
 
 
-def _point(series: str, index: int, k: int, name: str, curve: Curve) -> dict[str, Any]:
+def _point(series: str, unit: Shuffled, curve: Curve) -> Record:
     spread = curve.spread or 0.0
-    return {"series": series, "x": index, "unit": f"{index} ({name})", "k": k, "y": curve.mean,
+    return {"series": series, "x": unit.index, "unit": f"{unit.index} ({unit.name})", "k": unit.k, "y": curve.mean,
             "lo": curve.mean - spread, "hi": curve.mean + spread,
             "accuracy": f"{with_spread(curve.mean, curve.spread)} %"}
 
@@ -142,8 +150,8 @@ def _point(series: str, index: int, k: int, name: str, curve: Curve) -> dict[str
 def _rule(level: float, text: str, side: Literal["left", "right"]) -> list[alt.Chart]:
     import altair as alt
 
-    drawn = _chart([{"y": level, "text": text}])
-    y = alt.Y("y:Q", title="top-1 accuracy (%)")
+    drawn = chart([{"y": level, "text": text}], hide=())
+    y = alt.Y("y:Q", title=_Y)
     return [
         drawn.mark_rule(strokeDash=[5, 4], color="currentColor", opacity=0.7).encode(y=y),
         drawn.mark_text(
