@@ -194,9 +194,22 @@ def test_a_training_from_end_to_end(spaceless, tmp_path):
     is_an_error(*spaceless("evaluate", folder, "--shuffle-last", 3))
     is_an_error(*spaceless("evaluate", folder, "--repeats", 0))
 
+    status, out, err = spaceless("evaluate", folder, "--profile", "--test-images", 20, "--repeats", 2)
+    assert (status, err) == (0, "")
+    assert "top-1 in % on 20 images, 2 passes each; clean" in out
+    assert [line.split()[:2] for line in out.splitlines() if "features." in line] == [
+        ["1", "features.0"], ["2", "features.4"]]
+    found = document(spaceless("evaluate", folder, "--profile", "--json")[1])
+    assert (found["repeats"], [unit["k"] for unit in found["units"]]) == (10, [2, 1])
+    assert len(list((folder / "profiles").iterdir())) == 2
+    is_an_error(*spaceless("evaluate", folder, "--profile", "--shuffle-last", 1))
+    is_an_error(*spaceless("evaluate", folder, "--profile", "--repeats", 0))
+    is_an_error(*spaceless("evaluate", folder, "--profile", "--test-images", 0))
+
     status, out, _ = spaceless("report", "runs", "--html", "page.html", "--csv", "rows.csv")
     assert status == 0
     assert "<html" in (tmp_path / "page.html").read_text()[:500].lower()
+    assert "Where space matters in chain:" in (tmp_path / "page.html").read_text()
     assert (tmp_path / "rows.csv").read_text().count("\n") >= 2
     status, out, _ = spaceless("report", "runs", "--figures", "pictures")
     assert (status, out.strip()) == (0, "pictures")

@@ -19,6 +19,7 @@ from spaceless.data.feed import test_batches as batches_of_a_test
 from spaceless.data.feed import training_batches
 from spaceless.distributed import GlobalBatchNorm, Share, average_gradients, highest, share, spread
 from spaceless.errors import InputError, Interrupted, SpacelessError
+from spaceless.profiling import measure_sensitivity
 from spaceless.training import States, train
 from spaceless.trial import RECIPES
 
@@ -76,10 +77,18 @@ def network():
     )
 
 
+def plain_network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+
+
 def compare_with_one(rank, count, images, meeting, folder):
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": meeting}
     torch.set_num_threads(1)
+    alone = measure_sensitivity(plain_network(), made(3, 13), repeats=2, batch_size=6)  # the last batch is of one image
     with distributed.joined("cpu") as mine:
+        assert measure_sensitivity(plain_network(), made(3, 13), repeats=2, batch_size=6) == alone
         compare_a_step(mine, images)
         compare_a_resumed_training(rank, folder)
 

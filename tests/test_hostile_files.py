@@ -28,8 +28,9 @@ from spaceless.data import load
 from spaceless.data.cache import cache_file
 from spaceless.data.pickles import read_pickle
 from spaceless.errors import DataError, InputError
+from spaceless.retest import evaluate_run
 from spaceless.run import Place as RunPlace
-from spaceless.run import evaluate_run, run_trial
+from spaceless.run import run_trial
 from spaceless.store import read_outcome
 from spaceless.trial import RECIPES, Trial
 

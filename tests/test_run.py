@@ -13,9 +13,11 @@ from safetensors.torch import load_file
 
 from spaceless.errors import DataError, InputError, Interrupted
 from spaceless.evaluation import evaluate
+from spaceless.retest import evaluate_run, profile_run
 from spaceless.rows import load as load_rows
 from spaceless.rows import rows
-from spaceless.run import Place, build, choose_device, choose_precision, evaluate_run, load_data, run_trial
+from spaceless.run import Place, build, choose_device, choose_precision, load_data, run_trial
+from spaceless.sensitivity import Sensitivity
 from spaceless.store import Store, read_outcome
 from spaceless.trial import RECIPES, Trial
 
@@ -250,6 +252,51 @@ def test_changed_weights_are_refused(done, tmp_path):
     (folder / "outcome.json").unlink()
     with pytest.raises(InputError, match="no outcome"):
         evaluate_run(folder, Place(tmp_path, place.data_root))
+
+
+# --- profiles --------------------------------------------------------------------------------------------------------
+
+
+def test_a_profile_is_stored_beside_the_outcome_and_says_what_evaluating_says(done):
+    made, place = done
+    folder = place.store.folder(made)
+    outcome = (folder / "outcome.json").read_bytes()
+    found = profile_run(folder, place, repeats=4)
+    (path,) = (folder / "profiles").iterdir()
+    assert path.name == "images-40-repeats-4.json"
+    assert Sensitivity.model_validate_json(path.read_text()) == found
+    assert found.weights_sha256 == place.store.outcome(made).weights_sha256
+    assert (found.precision, found.threads, found.images, found.repeats) == ("fp32", 1, 40, 4)
+    assert found.clean == evaluate_run(folder, place, shuffle_last=0, repeats=1).mean
+    for unit in found.units:
+        assert unit.last.top1 == evaluate_run(folder, place, shuffle_last=unit.k, repeats=4).top1
+    assert (folder / "outcome.json").read_bytes() == outcome
+    assert load_rows([place.out])[2] == []  # the profile is no problem to who looks for outcomes
+
+
+def test_a_draw_of_the_test_images_is_balanced_and_leaves_no_evaluation_behind(done):
+    made, place = done
+    folder = place.store.folder(made)
+    before = tree(folder)
+    part = evaluate_run(folder, place, shuffle_last=1, repeats=2, test_images=20)
+    assert part.images == 20
+    assert tree(folder) == before
+    data = load_data(made, place.data_root).subset(None, 20)
+    assert torch.bincount(data.test_labels).tolist() == [5, 5, 5, 5]
+    assert profile_run(folder, place, repeats=2, test_images=20).units[-1].last.top1 == part.top1
+    with pytest.raises(InputError, match="41"):
+        profile_run(folder, place, test_images=41)
+
+
+def test_a_network_without_places_has_no_profile(tmp_path):
+    place = Place(tmp_path, device="cpu")
+    pooled = run_trial(trial(method="gap_fc", k=1), place)
+    before = tree(tmp_path)
+    with pytest.raises(InputError, match="gap_fc"):
+        profile_run(place.store.folder(pooled.trial), place)
+    with pytest.raises(InputError, match="repeats"):
+        profile_run(place.store.folder(pooled.trial), place, repeats=0)
+    assert tree(tmp_path) == before
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------

@@ -16,7 +16,8 @@ from made_folders import TRUNCATED, make_folders, truncate
 from spaceless import distributed
 from spaceless.errors import DataError, Interrupted
 from spaceless.estimate import check
-from spaceless.run import Place, evaluate_run, load_data, run_trial
+from spaceless.retest import evaluate_run
+from spaceless.run import Place, load_data, run_trial
 from spaceless.study import run_study
 from spaceless.trial import RECIPES, Outcome, Trial
 from tiny_studies import planned

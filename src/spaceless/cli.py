@@ -306,12 +306,12 @@ def study(
 
 @app.command
 def evaluate(
-    run: Path, *, shuffle_last: int | None = None, repeats: int = 200, data_root: Path | None = None,
-    device: str = "auto", as_json: _Json = False,
+    run: Path, *, shuffle_last: int | None = None, profile: bool = False, repeats: int | None = None,
+    test_images: int | None = None, data_root: Path | None = None, device: str = "auto", as_json: _Json = False,
 ) -> None:
-    """Evaluate a trained network again, as it was trained or with its last K units shuffled.
+    """Evaluate a trained network again, as it was trained, with its last K units shuffled, or everywhere in turn.
 
-    Example: `spaceless evaluate runs/0123456789abcdef --shuffle-last 3 --repeats 200`
+    Example: `spaceless evaluate runs/0123456789abcdef --profile`
 
     Parameters
     ----------
@@ -319,8 +319,12 @@ def evaluate(
         The folder of a finished trial.
     shuffle_last
         Shuffle the inputs of this many last units, whatever the training did; 0 is clean.
+    profile
+        Shuffle each unit alone, and the last K units for every K: where space matters, in one pass over the images.
     repeats
-        Passes over the test images with fresh permutations.
+        Passes over the test images with fresh permutations (default: 200, for a profile 10).
+    test_images
+        Use a balanced draw of this many.
     data_root
         The folder that data sets are looked for in.
     device
@@ -328,16 +332,32 @@ def evaluate(
 
     """
     from spaceless import show
+    from spaceless.console import advancing
     from spaceless.distributed import joined
-    from spaceless.run import Place, evaluate_run
+    from spaceless.retest import evaluate_run, profile_run
+    from spaceless.run import Place
     from spaceless.signals import caught_signals
 
+    if profile and shuffle_last is not None:
+        raise InputError(
+            "--profile", found=f"--shuffle-last {shuffle_last} beside it", expected="one of the two",
+            cure="leave --shuffle-last out: the profile holds every K")
+    place = Place(run.parent, data_root, device)
+    # What is left out keeps the default of the function it goes to.
+    given = {} if repeats is None else {"repeats": repeats}
     with joined(device) as share, caught_signals(patient=share.count > 1) as stop:
-        found = evaluate_run(
-            run, Place(run.parent, data_root, device), shuffle_last=shuffle_last, repeats=repeats, stop=stop)
+        with advancing("profile" if profile else "evaluation", quiet=share.rank > 0) as progress:
+            if profile:
+                profiled = profile_run(run, place, test_images=test_images, stop=stop, progress=progress, **given)
+            else:
+                found = evaluate_run(run, place, shuffle_last=shuffle_last, test_images=test_images, stop=stop,
+                                     progress=progress, **given)
         if share.rank:
             raise SystemExit(0)
-    show.evaluation(found, as_json)
+    if profile:
+        show.sensitivity(profiled, as_json)
+    else:
+        show.evaluation(found, as_json)
 
 
 @app.command

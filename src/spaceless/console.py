@@ -54,6 +54,33 @@ def watching(plan: Plan, jobs: int) -> Iterator[Callable[[Event], None]]:
         yield _Watch(plan, jobs, out, None).see
 
 
+@contextmanager
+def advancing(what: str, *, quiet: bool = False) -> Iterator[Callable[[float], None]]:
+    """Give a function that shows the share of one piece of work that is done, and the time left."""
+    out, begun = screen(), time.monotonic()
+    spoken = begun
+
+    def left(done: float) -> str:
+        taken = time.monotonic() - begun
+        return f"{100 * done:.0f} %" + (f", {duration(taken * (1 - done) / done)} left" if taken > 5 and done else "")
+
+    def say(done: float) -> None:
+        nonlocal spoken
+        if time.monotonic() - spoken > _EVERY:
+            spoken = time.monotonic()
+            out.print(f"{what}: {left(done)}", markup=False)
+
+    if quiet:
+        yield lambda _done: None
+    elif out.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"))
+        with Progress(*columns, console=out, transient=True) as bars:
+            task = bars.add_task(what, total=1.0, note="")
+            yield lambda done: bars.update(task, completed=done, note=left(done))
+    else:
+        yield say
+
+
 class _Watch:
     def __init__(self, plan: Plan, jobs: int, out: Console, bars: Progress | None) -> None:
         self.plan, self.jobs, self.out, self.bars = plan, jobs, out, bars

@@ -63,7 +63,7 @@ def evaluate(
             if len(images):  # nothing is left for some processes of a last, small batch, or all of it is broken
                 front = prefix(in_format(normalise(images, data.mean, data.std), precision))
             for repeat in range(repeats if len(images) else 0):
-                best = tail(*front).topk(wide, dim=1).indices == labels[:, None]
+                best = ranked(tail(*front), labels, wide)
                 counted[repeat] += int(best[:, 0].sum())
                 counted[-2] += int(best.sum())
             counted[-1] += len(images)
@@ -78,6 +78,14 @@ def evaluate(
         shuffle_last=shuffle_last, images=seen, top1=tuple((100 * counted[:-2].double() / seen).tolist()),
         top5=100 * int(counted[-2]) / (repeats * seen) if data.classes > 5 else None, left_out=left_out.paths,
     )
+
+
+def ranked(answers: Tensor, labels: Tensor, wide: int) -> Tensor:
+    """Tell at which of the best `wide` places of `answers` (B, classes) each label (B,) stands: bool (B, wide).
+
+    Which of two equal answers comes first is left to topk: in bf16 there are such, and every count has to agree on it.
+    """
+    return answers.topk(wide, dim=1).indices == labels[:, None]
 
 
 def split_at_shuffle(model: nn.Module) -> Split | None:

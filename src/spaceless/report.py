@@ -19,6 +19,7 @@ from spaceless.marks import points as marked
 from spaceless.numerals import listed
 from spaceless.page import Figure, Page, Section, html_text
 from spaceless.paper import Experiment, Printed, experiments
+from spaceless.profiles import profile_sections
 from spaceless.protocol import protocol, remarks
 from spaceless.rows import Planned, Problem, Row, Study, load, rows
 from spaceless.tables import csv_lines, markdown_table, panel_table, plain, printed_table, verdict_table
@@ -69,6 +70,7 @@ def gather(
         sections.append(tell(Study(name="", title="Further trials" if studies else "Trials"), None, rest))
     title = sections[0].title if len(sections) == 1 else f"{len(sections)} studies" if sections else "Nothing to show"
     shared = _side_by_side(sections, tolerance) if pictures else ()
+    sections += profile_sections(dirs, outcomes, problems, pictures=pictures, tolerance=tolerance)
     return Page(title, tuple(sections), tuple(problems), captions.facts(outcomes), shared)
 
 

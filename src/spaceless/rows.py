@@ -142,10 +142,10 @@ def load(dirs: Sequence[str | Path]) -> tuple[list[Outcome], list[Study], list[P
             raise InputError(str(folder), found="no such folder", expected="a run folder or a trial's folder",
                              cure="name the folder that was given to --out")
         for path in sorted(folder.glob("*.study.json")):
-            if study := _read(Study, path, problems):
+            if study := read_record(Study, path, problems):
                 studies[study.model_dump_json()] = study
         for path in sorted([*folder.glob("outcome.json"), *folder.glob("*/outcome.json")]):
-            if outcome := _read(Outcome, path, problems):
+            if outcome := read_record(Outcome, path, problems):
                 outcome = _with_evaluations(outcome, path.parent, problems)
                 known = outcomes.get(outcome.trial.id)
                 if known is None or known.status != "finished":
@@ -160,7 +160,8 @@ def load(dirs: Sequence[str | Path]) -> tuple[list[Outcome], list[Study], list[P
     return list(outcomes.values()), list(studies.values()), problems
 
 
-def _read(kind: type[_S], path: Path, problems: list[Problem]) -> _S | None:
+def read_record(kind: type[_S], path: Path, problems: list[Problem]) -> _S | None:
+    """Return the record of `kind` in `path`, or None and one more problem if there is no such record in it."""
     try:
         if path.stat().st_size > _LARGEST_FILE:
             raise InputError(str(path), found="a file of this size", expected=f"at most {_LARGEST_FILE} bytes",
@@ -174,7 +175,7 @@ def _read(kind: type[_S], path: Path, problems: list[Problem]) -> _S | None:
 def _with_evaluations(outcome: Outcome, folder: Path, problems: list[Problem]) -> Outcome:
     schemes = {e.shuffle_last: e for e in outcome.evaluations}
     for path in sorted(folder.glob("evaluations/*.json")):
-        extra = _read(Evaluation, path, problems)
+        extra = read_record(Evaluation, path, problems)
         if extra and (extra.shuffle_last not in schemes or len(extra.top1) > len(schemes[extra.shuffle_last].top1)):
             schemes[extra.shuffle_last] = extra
     return outcome.model_copy(update={"evaluations": tuple(schemes.values())})

@@ -14,8 +14,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_weights
 from safetensors.torch import save as dump_weights
 from torch import nn
 
@@ -27,13 +25,13 @@ from spaceless.data.broken import broken_note
 from spaceless.data.controls import is_control, make_control
 from spaceless.data.find import ROOT_VARIABLE
 from spaceless.distributed import from_first, refuse_unshareable, share, told_by_all
-from spaceless.errors import InputError, Interrupted
+from spaceless.errors import InputError
 from spaceless.evaluation import evaluate
 from spaceless.models import build_model, stem_is_unit
 from spaceless.receptive import usable_field
 from spaceless.shuffle import shuffles
-from spaceless.store import WEIGHTS, Store, read_trial
-from spaceless.surgery import remove_spatial, without_shuffle
+from spaceless.store import WEIGHTS, Store
+from spaceless.surgery import remove_spatial
 from spaceless.training import Progress, States, Training, train
 from spaceless.trial import Change, DataFacts, Evaluation, Outcome, Trial
 from spaceless.units import find_units
@@ -168,85 +166,6 @@ def _facts(data: Images, training: Training, evaluations: Sequence[Evaluation]) 
     broken = broken_note({*training.left_out, *(path for each in evaluations for path in each.left_out)})
     facts = data.facts
     return facts.model_copy(update={"note": "; ".join(filter(None, (facts.note, broken)))})
-
-
-def evaluate_run(
-    folder: Path, place: Place, *, shuffle_last: int | None = None, repeats: int = 200,
-    stop: Callable[[], int | None] | None = None, progress: Callable[[float], None] | None = None,
-) -> Evaluation:
-    """Evaluate a trained network again, as it was trained or with its last `shuffle_last` units shuffled (0: clean).
-
-    The evaluation is stored beside the outcome when it is another scheme than the trained one.
-
-    Raises:
-        InputError: The folder holds no finished trial with weights, or the number of units is out of range.
-
-    """
-    if repeats < 1:
-        raise InputError("repeats", found=repeats, expected="at least 1", cure="leave it out for 200")
-    folder = folder.resolve()  # "." has a parent too
-    trial = read_trial(folder)
-    store = Store(folder.parent)
-    weights = folder / WEIGHTS
-    outcome = store.outcome(trial)
-    if outcome is None or not weights.is_file():
-        raise InputError(
-            str(folder), found="no outcome" if outcome is None else "no weights",
-            expected="a finished trial with weights",
-            cure="remove this folder and run the trial again, without --no-weights",
-        )
-    if outcome.status != "finished":
-        raise InputError(
-            str(folder), found=f"a trial that {outcome.status}", expected="a finished trial",
-            cure="there is no accuracy to measure: train with another recipe",
-        )
-    data = load_data(trial, place.data_root)
-    if outcome.data is not None and data.digest != outcome.data.digest:
-        raise InputError(
-            f"data {trial.data}", found=f"other images in {data.source} than the training had",
-            expected=f"those of {outcome.data.source}", cure="name the folder that holds them with --data-root",
-        )
-    if shuffle_last is not None and (trial.method not in ("baseline", "shuffle") or trial.strip):
-        raise InputError(
-            "shuffle_last", found=f"a network changed by {trial.method}", expected="an unchanged or a shuffling one",
-            cure="leave --shuffle-last out: its last units have no places left to shuffle",
-        )
-    model, _ = build(trial, data.classes, data.image_size)
-    _load_checked(model, weights, outcome)
-    if shuffle_last is not None:
-        model = without_shuffle(model)
-        if shuffle_last:
-            model, _ = remove_spatial(
-                model, "shuffle", shuffle_last, image_size=data.image_size, seed=trial.seed,
-                stem=stem_is_unit(trial.model),
-            )
-    device = choose_device(place.device)
-    try:
-        found = evaluate(
-            model.to(device), data, repeats=repeats if any(shuffles(model)) else 1, shuffle_last=shuffle_last,
-            precision=choose_precision(trial.recipe.precision, device), stop=stop, progress=progress,
-        )
-    except Interrupted as interrupted:
-        raise Interrupted(interrupted.signum, saved=False) from None
-    if shuffle_last is not None and share().rank == 0:
-        store.add_evaluation(trial, found)
-    return found
-
-
-def _load_checked(model: nn.Module, path: Path, outcome: Outcome) -> None:
-    """Put the weights in `path` into `model`; InputError unless they are those of `outcome` and of this network."""
-    cure = "remove this trial's folder and run it again"
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != outcome.weights_sha256:
-        raise InputError(
-            str(path), found="other content than the training wrote", expected=f"SHA-256 {outcome.weights_sha256}",
-            cure=cure,
-        )
-    try:  # the digest only says that the outcome is as old as the weights
-        model.load_state_dict(load_weights(content))
-    except (SafetensorError, RuntimeError, ValueError) as error:
-        found = f"{type(error).__name__}: {error}".splitlines()[0][:120]
-        raise InputError(str(path), found=found, expected="the weights of this network", cure=cure) from error
 
 
 def _field(model: nn.Module, image_size: int) -> tuple[int, int] | None:

@@ -16,6 +16,7 @@ from spaceless.tables import printed_place, printed_scheme
 
 if TYPE_CHECKING:
     from spaceless.estimate import Estimate
+    from spaceless.sensitivity import Curve, Sensitivity
     from spaceless.studies import Plan
     from spaceless.study import Tally
     from spaceless.trial import Evaluation, Outcome
@@ -64,6 +65,22 @@ def evaluation(found: Evaluation, as_json: bool) -> None:
         _json(found.model_dump(mode="json") | {"mean": found.mean, "spread": found.spread})
     else:
         print(_accuracy(found))
+
+
+def sensitivity(found: Sensitivity, as_json: bool) -> None:
+    """Show a spatial profile: unit by unit from the input on, each value with its spread over the passes."""
+    if as_json:
+        _json(found.model_dump(mode="json"))
+        return
+
+    def passes(curve: Curve) -> str:
+        return number(curve.mean) + ("" if curve.spread is None else f" ± {curve.spread:5.2f}")
+
+    table(f"top-1 in % on {found.images:,} images, {found.repeats} passes each; clean {found.clean:.2f}",
+          ("unit", "name:", "map", "alone", "K", "this and all behind it"),
+          [(str(unit.index), unit.name, "x".join(map(str, unit.map)), passes(unit.alone), str(unit.k),
+            passes(unit.last)) for unit in found.units])
+    print("map: what enters the unit and is shuffled; ±: standard deviation over the passes")
 
 
 def _accuracy(found: Evaluation) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from spaceless.checkpoint import atomic_write
 from spaceless.errors import InputError
+from spaceless.sensitivity import PROFILES, Sensitivity
 from spaceless.trial import Evaluation, Outcome, Trial, parse
 
 OUTCOME, TRIAL, WEIGHTS = "outcome.json", "trial.json", "model.safetensors"
@@ -87,6 +88,12 @@ class Store:
     def evaluation(self, trial: Trial, shuffle_last: int, repeats: int) -> Path:
         """Return the file of one more test scheme of `trial`."""
         return self.folder(trial) / "evaluations" / f"shuffle-last-{shuffle_last}-repeats-{repeats}.json"
+
+    def add_sensitivity(self, trial: Trial, found: Sensitivity) -> Path:
+        """Store a spatial profile of a finished trial beside its outcome, and return the file."""
+        path = self.folder(trial) / PROFILES / f"images-{found.images}-repeats-{found.repeats}.json"
+        atomic_write(path, _json(found.model_dump(mode="json")))
+        return path
 
     def write_study(self, manifest: dict[str, Any]) -> Path:
         """Write down what a study consists of, so that a report knows what is still missing."""

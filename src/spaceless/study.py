@@ -18,7 +18,8 @@ from spaceless.distributed import from_first, share
 from spaceless.errors import InputError, Interrupted, SpacelessError
 from spaceless.estimate import check
 from spaceless.paper import Planned
-from spaceless.run import Place, evaluate_run, run_trial
+from spaceless.retest import evaluate_run
+from spaceless.run import Place, run_trial
 from spaceless.signals import caught_signals
 from spaceless.studies import Plan
 from spaceless.training import Progress

@@ -1,0 +1,161 @@
+"""A trained network tested again: as it was trained, with its last units shuffled, or with each unit in turn."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_weights
+from torch import nn
+
+from spaceless.data import Images
+from spaceless.distributed import share
+from spaceless.errors import InputError, Interrupted
+from spaceless.evaluation import evaluate
+from spaceless.models import stem_is_unit
+from spaceless.profiling import measure_sensitivity
+from spaceless.run import Place, build, choose_device, choose_precision, hardware, load_data, versions
+from spaceless.sensitivity import Sensitivity
+from spaceless.shuffle import shuffles
+from spaceless.store import WEIGHTS, Store, read_trial
+from spaceless.surgery import remove_spatial, without_shuffle
+from spaceless.trial import Evaluation, Outcome, Trial
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """A finished trial whose weights are at hand: the network as it was trained, and its data."""
+
+    outcome: Outcome
+    model: nn.Module
+    data: Images
+    store: Store
+
+    @property
+    def trial(self) -> Trial:
+        return self.outcome.trial
+
+
+def evaluate_run(
+    folder: Path, place: Place, *, shuffle_last: int | None = None, repeats: int = 200, test_images: int | None = None,
+    stop: Callable[[], int | None] | None = None, progress: Callable[[float], None] | None = None,
+) -> Evaluation:
+    """Evaluate a trained network again, as it was trained or with its last `shuffle_last` units shuffled (0: clean).
+
+    The evaluation is stored beside the outcome when it is another scheme than the trained one, on all of the trial's
+    test images: on a balanced draw of `test_images` it is only returned.
+
+    Raises:
+        InputError: The folder holds no finished trial with weights, or a number is out of range.
+
+    """
+    _check_repeats(repeats, 200)
+    trained = _trained(folder, place, test_images, "shuffle_last" if shuffle_last is not None else "")
+    trial, data, model = trained.trial, trained.data, trained.model
+    if shuffle_last is not None:
+        model = without_shuffle(model)
+        if shuffle_last:
+            model, _ = remove_spatial(
+                model, "shuffle", shuffle_last, image_size=data.image_size, seed=trial.seed,
+                stem=stem_is_unit(trial.model),
+            )
+    device = choose_device(place.device)
+    try:
+        found = evaluate(
+            model.to(device), data, repeats=repeats if any(shuffles(model)) else 1, shuffle_last=shuffle_last,
+            precision=choose_precision(trial.recipe.precision, device), stop=stop, progress=progress,
+        )
+    except Interrupted as interrupted:
+        raise Interrupted(interrupted.signum, saved=False) from None
+    if shuffle_last is not None and test_images is None and share().rank == 0:
+        trained.store.add_evaluation(trial, found)
+    return found
+
+
+def profile_run(
+    folder: Path, place: Place, *, repeats: int = 10, test_images: int | None = None,
+    stop: Callable[[], int | None] | None = None, progress: Callable[[float], None] | None = None,
+) -> Sensitivity:
+    """Measure where space matters in a trained network, and store it beside the outcome; see `measure_sensitivity`.
+
+    Raises:
+        InputError: As `evaluate_run`; or the network cannot be taken apart.
+
+    """
+    _check_repeats(repeats, 10)
+    trained = _trained(folder, place, test_images, "profile")
+    trial, device = trained.trial, choose_device(place.device)
+    precision = choose_precision(trial.recipe.precision, device)
+    started, begun = datetime.now(UTC), time.perf_counter()
+    found = measure_sensitivity(
+        trained.model.to(device), trained.data, repeats=repeats, seed=trial.seed, stem=stem_is_unit(trial.model),
+        precision=precision, stop=stop, progress=progress,
+    ).model_copy(update={
+        "weights_sha256": trained.outcome.weights_sha256, "precision": precision, "versions": versions(),
+        "hardware": hardware(device), "threads": torch.get_num_threads(), "processes": share().count,
+        "started": started.isoformat(timespec="seconds"), "seconds": round(time.perf_counter() - begun, 3),
+    })
+    if share().rank == 0:
+        trained.store.add_sensitivity(trial, found)
+    return found
+
+
+def _check_repeats(repeats: int, usual: int) -> None:
+    if repeats < 1:
+        raise InputError("repeats", found=repeats, expected="at least 1", cure=f"leave it out for {usual}")
+
+
+def _trained(folder: Path, place: Place, test_images: int | None, shuffling: str) -> _Trained:
+    """Return the trained network in `folder`; `shuffling` is the option that wants to shuffle it, if there is one."""
+    folder = folder.resolve()  # "." has a parent too
+    trial = read_trial(folder)
+    store = Store(folder.parent)
+    weights = folder / WEIGHTS
+    outcome = store.outcome(trial)
+    if outcome is None or not weights.is_file():
+        raise InputError(
+            str(folder), found="no outcome" if outcome is None else "no weights",
+            expected="a finished trial with weights",
+            cure="remove this folder and run the trial again, without --no-weights",
+        )
+    if outcome.status != "finished":
+        raise InputError(
+            str(folder), found=f"a trial that {outcome.status}", expected="a finished trial",
+            cure="there is no accuracy to measure: train with another recipe",
+        )
+    data = load_data(trial, place.data_root)
+    if outcome.data is not None and data.digest != outcome.data.digest:
+        raise InputError(
+            f"data {trial.data}", found=f"other images in {data.source} than the training had",
+            expected=f"those of {outcome.data.source}", cure="name the folder that holds them with --data-root",
+        )
+    if shuffling and (trial.method not in ("baseline", "shuffle") or trial.strip):
+        raise InputError(
+            shuffling, found=f"a network changed by {trial.method}", expected="an unchanged or a shuffling one",
+            cure=f"leave --{shuffling.replace('_', '-')} out: its last units have no places left to shuffle",
+        )
+    model, _ = build(trial, data.classes, data.image_size)
+    _load_checked(model, weights, outcome)
+    return _Trained(outcome, model, data.subset(None, test_images), store)
+
+
+def _load_checked(model: nn.Module, path: Path, outcome: Outcome) -> None:
+    """Put the weights in `path` into `model`; InputError unless they are those of `outcome` and of this network."""
+    cure = "remove this trial's folder and run it again"
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != outcome.weights_sha256:
+        raise InputError(
+            str(path), found="other content than the training wrote", expected=f"SHA-256 {outcome.weights_sha256}",
+            cure=cure,
+        )
+    try:  # the digest only says that the outcome is as old as the weights
+        model.load_state_dict(load_weights(content))
+    except (SafetensorError, RuntimeError, ValueError) as error:
+        found = f"{type(error).__name__}: {error}".splitlines()[0][:120]
+        raise InputError(str(path), found=found, expected="the weights of this network", cure=cure) from error
