@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from spaceless import evaluation as evaluation_room
 from spaceless.data import Dataset
 from spaceless.data.augment import normalise
 from spaceless.errors import Interrupted
 from spaceless.evaluation import evaluate, split_at_shuffle
 from spaceless.models import build_model
-from spaceless.shuffle import Shuffle, ShuffleConv, seek
+from spaceless.shuffle import Shuffle, ShuffleConv, seek, several, shuffles
 from spaceless.surgery import remove_spatial
 
 torch.set_num_threads(1)
@@ -227,3 +228,44 @@ def test_bf16_agrees_nearly():
     model, data = shuffling("resnet"), made_data(4, 16)
     exact, rough = (evaluate(model, data, repeats=3, precision=p) for p in ("fp32", "bf16"))
     assert rough.mean == pytest.approx(exact.mean, abs=10)
+
+
+@pytest.mark.parametrize("options", [{}, {"channels": True}, {"per_image": True}, {"shared": True}, {"fixed": True}],
+                         ids=str)
+def test_several_passes_in_a_batch_are_the_passes_one_by_one(options):
+    module = Shuffle(seed=3, **options).eval()
+    x = torch.arange(2.0 * 3 * 16).view(2, 3, 4, 4)
+    one_by_one = torch.cat([module(x) for _ in range(3)])
+    seek(module, 0, "eval")
+    with several(module, 3):
+        assert torch.equal(module(x.repeat(3, 1, 1, 1)), one_by_one)
+    assert module.together == 1
+    assert module.passes["eval"] == 3
+
+
+class Crossing(nn.Module):
+    """What crosses the cut: a number taken from the batch, or a map that the tail overwrites."""
+
+    def __init__(self, *, number: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.conv, self.number = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, padding=1), number
+        self.head = nn.Linear(8, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        if self.number:
+            return self.head(self.conv(x).view(x.size(0), 8, -1).mean(2))
+        y = self.conv(x)
+        return self.head(x.add_(y).relu_().mean((2, 3)))
+
+
+@pytest.mark.parametrize("number", [False, True], ids=["overwritten", "number"])
+@pytest.mark.parametrize("most", [1, 3, 16])
+def test_whatever_crosses_the_cut_repeats_of_the_tail_are_repeats_of_the_whole(number, most, monkeypatch):
+    monkeypatch.setattr(evaluation_room, "_MOST_PASSES", most)
+    model, _ = remove_spatial(Crossing(number=number), "shuffle", 1, image_size=8)
+    data = made_data(6, 8)
+    whole = evaluate(model, data, repeats=7, split=False, batch_size=16)
+    assert evaluate(model, data, repeats=7, batch_size=16) == whole
+    assert all(module.together == 1 for module in shuffles(model))

@@ -19,7 +19,8 @@ from spaceless.data.feed import test_batches
 from spaceless.data.readers import Images
 from spaceless.distributed import gathered, highest, share, total
 from spaceless.errors import InputError, Interrupted
-from spaceless.shuffle import ShuffleConv, seek, shuffles
+from spaceless.shuffle import ShuffleConv, seek, several, shuffles
+from spaceless.small_maps import small_maps
 from spaceless.tracing import trace_graph
 from spaceless.trial import Evaluation
 
@@ -52,19 +53,23 @@ def evaluate(
     model.eval()
     seek(model, 0, "eval")
     device = next(iter(model.parameters())).device
-    prefix, tail = (_split_if_possible(model) if split and repeats > 1 else None) or (_whole, model)
+    prefix, tail = (_split_if_possible(model, data.image_size) if split and repeats > 1 else None) or (_whole, model)
     counted = torch.zeros(repeats + 2, dtype=torch.int64)  # correct in each pass, among the best five, images
     wide = min(5, data.classes)
     left_out = LeftOut(data.source, data.test_labels, data.class_names)
-    with (torch.inference_mode(), autocast(device, precision),
+    with (torch.inference_mode(), autocast(device, precision), small_maps(model),
           closing(test_batches(data, batch_size, device, share())) as batches):
         for number, (images, labels, broken) in enumerate(batches, 1):
             left_out.add(broken)
             if len(images):  # nothing is left for some processes of a last, small batch, or all of it is broken
                 front = prefix(in_format(normalise(images, data.mean, data.std), precision))
-            for repeat in range(repeats if len(images) else 0):
-                best = ranked(tail(*front), labels, wide)
-                counted[repeat] += int(best[:, 0].sum())
+            at_once = _passes_at_once(front, len(images)) if repeats > 1 and len(images) else 1
+            for first in range(0, repeats if len(images) else 0, at_once):
+                passes = min(at_once, repeats - first)
+                with several(model, passes):
+                    answers = tail(*(_copies(part, passes) for part in front))
+                best = ranked(answers, labels.repeat(passes), wide).view(passes, len(images), wide).cpu()
+                counted[first:first + passes] += best[:, :, 0].sum(1)
                 counted[-2] += int(best.sum())
             counted[-1] += len(images)
             if asked := highest(stop() or 0 if stop is not None else 0)[0]:
@@ -80,6 +85,23 @@ def evaluate(
     )
 
 
+def _copies(part: Tensor, passes: int) -> Tensor:
+    """Return `part` for several passes; a copy even for one, since a tail that works in place would spoil the next."""
+    return part.repeat(passes, *[1] * (part.dim() - 1)) if isinstance(part, Tensor) else part
+
+
+def _passes_at_once(front: tuple[Tensor, ...], images: int) -> int:
+    """Return how many passes the tail makes in one batch: several where maps are small and leave the processor idle."""
+    parts = [part for part in front if isinstance(part, Tensor)]
+    if len(parts) < len(front) or any(part.dim() == 0 or len(part) != images for part in parts):
+        return 1  # a number that was taken from the batch would be another one
+    positions = max((part[0, 0].numel() for part in parts if part.dim() == 4), default=1)
+    return max(1, min(_MOST_PASSES, _NUMBERS // sum(part.numel() for part in parts))) if positions <= 64 else 1
+
+
+_MOST_PASSES, _NUMBERS = 16, 1 << 23  # the second bounds the memory of what goes into the tail
+
+
 def ranked(answers: Tensor, labels: Tensor, wide: int) -> Tensor:
     """Tell at which of the best `wide` places of `answers` (B, classes) each label (B,) stands: bool (B, wide).
 
@@ -88,15 +110,15 @@ def ranked(answers: Tensor, labels: Tensor, wide: int) -> Tensor:
     return answers.topk(wide, dim=1).indices == labels[:, None]
 
 
-def split_at_shuffle(model: nn.Module) -> Split | None:
+def split_at_shuffle(model: nn.Module, image_size: int | None = None) -> Split | None:
     """Return the part of `model` in front of its first shuffle and the part behind it, or None if there is no shuffle.
 
     tail(*prefix(x)) equals model(x). Every tensor that crosses the cut is handed over, so that skip connections
-    around a shuffled convolution are whole.
+    around a shuffled convolution are whole; the tail may overwrite what it is given. See `trace_graph` for `image_size`.
     """
     if not any(True for _ in shuffles(model)):
         return None
-    graph = trace_graph(model)
+    graph = trace_graph(model, image_size)
     random: set[fx.Node] = set()
     for node in graph.nodes:
         shuffling = node.op == "call_module" and isinstance(model.get_submodule(str(node.target)), ShuffleConv)
@@ -116,9 +138,9 @@ def split_at_shuffle(model: nn.Module) -> Split | None:
     return fx.GraphModule(model, front), fx.GraphModule(model, back)
 
 
-def _split_if_possible(model: nn.Module) -> Split | None:
+def _split_if_possible(model: nn.Module, image_size: int) -> Split | None:
     try:
-        return split_at_shuffle(model)
+        return split_at_shuffle(model, image_size)
     except InputError as error:
         warnings.warn(f"the whole network is repeated, not the part behind the first shuffle: {error}", stacklevel=3)
         return None

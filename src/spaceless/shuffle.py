@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -149,9 +150,15 @@ class Shuffle(nn.Module):
         self.seed, self.layer = seed, layer
         self.channels, self.per_image, self.shared, self.fixed, self.patch = channels, per_image, shared, fixed, patch
         self.passes = {"train": 0, "eval": 0}
+        self.together = 1  # how many passes one batch holds, one behind the other; see `several`
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x (N, C, H, W) with its positions (or channels) permuted."""
+        if self.together > 1:
+            return torch.cat([self._once(part) for part in x.chunk(self.together)])
+        return self._once(x)
+
+    def _once(self, x: Tensor) -> Tensor:
         permutation = self.next_permutation(x)
         return permute_channels(x, permutation[0]) if self.channels else permute_positions(x, permutation)
 
@@ -209,6 +216,21 @@ class ShuffleConv(nn.Module):
 def shuffles(model: nn.Module) -> Iterator[Shuffle]:
     """Yield the shuffle modules of `model`."""
     return (module for module in model.modules() if isinstance(module, Shuffle))
+
+
+@contextmanager
+def several(model: nn.Module, passes: int) -> Iterator[None]:
+    """Within this context a batch holds the images of `passes` passes, each shuffled by the permutations of its own.
+
+    The images of the first pass come first; all are drawn as if the passes had been made one after the other.
+    """
+    for module in shuffles(model):
+        module.together = passes
+    try:
+        yield
+    finally:
+        for module in shuffles(model):
+            module.together = 1
 
 
 def seek(model: nn.Module, step: int, mode: str = "train") -> None:
