@@ -114,7 +114,7 @@ def split_at_shuffle(model: nn.Module, image_size: int | None = None) -> Split |
     """Return the part of `model` in front of its first shuffle and the part behind it, or None if there is no shuffle.
 
     tail(*prefix(x)) equals model(x). Every tensor that crosses the cut is handed over, so that skip connections
-    around a shuffled convolution are whole; the tail may overwrite what it is given. See `trace_graph` for `image_size`.
+    around a shuffled convolution are whole; the tail may overwrite what it is given. `image_size` is `trace_graph`'s.
     """
     if not any(True for _ in shuffles(model)):
         return None
