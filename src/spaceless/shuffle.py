@@ -6,7 +6,7 @@ same for all images of a batch, redrawn in every forward pass. Channel shuffle i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -124,6 +124,12 @@ def permute_channels(x: Tensor, permutation: Tensor) -> Tensor:
     return permute_positions(as_positions, permutation[None])[..., 0].transpose(1, 2).reshape(x.shape)
 
 
+def _not_compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Mark a function that torch.compile calls as it is; `torch.compiler.disable` would import the compiler for it."""
+    function._torchdynamo_disable = True  # type: ignore[attr-defined]
+    return function
+
+
 class Shuffle(nn.Module):
     """A random permutation in front of a convolution, redrawn in every forward pass, in training and in evaluation.
 
@@ -162,7 +168,7 @@ class Shuffle(nn.Module):
         permutation = self.next_permutation(x)
         return permute_channels(x, permutation[0]) if self.channels else permute_positions(x, permutation)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @_not_compiled
     def next_permutation(self, x: Tensor) -> Tensor:
         """Draw the permutation of this pass for x (N, C, H, W) and count the pass."""
         mode = "train" if self.training else "eval"
