@@ -16,7 +16,7 @@ IMAGE_SIZE = 96  # the final map has 3x3 positions behind a stride of 32: odd, s
 # Families by their papers; a number behind @ is the side in pixels for networks that do not take 96.
 FAMILIES: dict[str, str] = {
     "the paper's variants": "vgg16@32 resnet50@32 mobilenet_v2 squeezenet1_0",
-    "AlexNet": "torchvision:alexnet@64",
+    "AlexNet": "torchvision:alexnet",
     "VGG": "torchvision:vgg11@64 torchvision:vgg16_bn@64 timm:vgg11@64",
     "ResNet": "torchvision:resnet18 torchvision:resnet34 torchvision:resnet50 timm:resnet26d timm:resnetrs50",
     "ResNet, pre-activation": "timm:resnetv2_18 timm:resnetv2_50 timm:resnetv2_50x1_bit",
