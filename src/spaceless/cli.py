@@ -32,7 +32,7 @@ app = App(
 
 Short = Annotated[int, Parameter(name=["--k", "-k"])]
 Preset = Literal["paper", "fast", "smoke"]
-Bench = Literal["networks"]
+Bench = Literal["networks", "train", "accuracy", "shuffle", "evaluate", "floor", "study"]
 _Json = Annotated[bool, Parameter(name="--json", help="Print one JSON document on standard output.")]
 
 
@@ -470,26 +470,28 @@ def data(
 
 @app.command
 def bench(
-    name: Bench | None = None, *networks: str, jobs: int | None = None, out: Path = Path("bench"),
-    as_json: _Json = False,
+    name: Bench | None = None, *networks: str, jobs: int | None = None, seconds: float | None = None,
+    out: Path = Path("bench"), as_json: _Json = False,
 ) -> None:
     """Measure the tool itself and write what was found as JSON and as a Markdown page.
 
-    Example: `spaceless bench networks --jobs 2`
+    Example: `spaceless bench networks --jobs 2`, `spaceless bench train --seconds 60`
 
     Parameters
     ----------
     name
-        `networks`: surgery on the CNNs of torchvision and timm. Without a name all are listed.
+        `networks`: surgery on the CNNs of torchvision and timm. The others measure speed. Without a name: all of them.
     networks
-        Only these, by name (see `spaceless inspect --help`), `NAME@64` for images of 64 pixels.
+        With `networks`: only these, by name (see `spaceless inspect --help`), `NAME@64` for images of 64 pixels.
     jobs
-        Processes (default: one per processor core, up to 8).
+        With `networks`: processes (default: one per processor core, up to 8).
+    seconds
+        With a measurement of speed: how long each of its cases is measured (three rounds of it, if they take longer).
     out
         The folder of the record and the page.
 
     """
-    work.bench(name, networks, jobs, out, as_json)
+    work.bench(name, networks, jobs, seconds, out, as_json)
 
 
 def main() -> None:

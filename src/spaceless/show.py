@@ -288,7 +288,15 @@ def one_data_set(
         )
 
 
-BENCHES = {"networks": "surgery on the CNNs of torchvision and timm: what holds for each, and what is refused"}
+BENCHES = {
+    "networks": "surgery on the CNNs of torchvision and timm: what holds for each, and what is refused",
+    "train": "images per second of our training against the loop that a user would write",
+    "accuracy": "the same training by both loops, over seeds: whether speed costs accuracy",
+    "shuffle": "the shuffle operator against a copy and the naive ways, and what it adds to a training step",
+    "evaluate": "200 evaluations of a shuffling network against running all of it each time",
+    "floor": "the share of the machine's matrix peak that training steps reach, and what fewer multiply-adds buy",
+    "study": "a whole study against its bare training loops, the input's share of a step, and start-up",
+}
 
 
 def benches(as_json: bool) -> None:

@@ -1,0 +1,141 @@
+"""`spaceless bench floor`: what share of the machine's measured matrix peak a training step reaches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from spaceless.allocator import keep_memory
+from spaceless.bench.record import made_by
+from spaceless.bench.subjects import BATCH, QUARTER_VGG, RECIPE, RESNET, VGG, Network
+from spaceless.bench.timing import device, interleaved, now, precisions, timed, training_steps
+from spaceless.bench.verdicts import Target, figure, line, measurement, page, ratio, table
+from spaceless.cost import cost
+
+SECONDS = 5.0
+SIDES = (1024, 2048, 4096)  # of the squares that are multiplied
+MOST_REPEATS = 100  # of each
+PASSES, FLOPS_PER_MAC = 3, 2  # forward, and backward to the inputs and to the weights
+
+
+class Step(NamedTuple):
+    """A network trained in one precision (`auto`: the fastest here), and what is promised of it on a GPU."""
+
+    network: Network
+    precision: str
+    on_gpu: Target | None = None
+
+
+class Reduced(NamedTuple):
+    """A network and numbers of last units that lose their spatial information."""
+
+    network: Network
+    ks: tuple[int, ...] = (5, 13)
+
+
+STEPS = (
+    Step(VGG, "fp32"), Step(VGG, "bf16", Target(least=0.25, moonshot=0.4)), Step(QUARTER_VGG, "fp32"),
+    Step(QUARTER_VGG, "bf16"), Step(RESNET, "auto"),
+)
+REDUCED = (Reduced(VGG), Reduced(QUARTER_VGG))
+METHODS = ("gap_fc", "conv1x1")
+PROMISE = Target(least=0.75)  # of what the multiply-adds say: within 25 %
+
+
+def run(
+    seconds: float, progress: Callable[[str], None], steps: Sequence[Step] = STEPS,
+    reduced: Sequence[Reduced] = REDUCED, sides: Sequence[int] = SIDES, batch: int = BATCH,
+) -> dict[str, Any]:
+    """Return the peaks, the share of them that steps reach, and what fewer multiply-adds buy."""
+    kept = keep_memory()
+    peaks = {}
+    for precision in precisions():
+        peaks[precision] = peak(precision, sides, seconds)
+        progress(f"matrix product, {precision}: {peaks[precision]['flops'] / 1e9:,.0f} GFLOP/s")
+    found = []
+    for step in steps:
+        precision = precisions()[-1] if step.precision == "auto" else step.precision
+        if precision in precisions():
+            found.append(_share(step, precision, peaks[precision]["flops"], seconds, batch))
+            progress(line(found[-1]))
+    for case in reduced:
+        found.append(_reduced(case, seconds, batch))
+        progress(line(found[-1]))
+    return {
+        "what": _WHAT, "seconds": seconds, "batch": batch, "unit": "seconds per step", "memory_kept": kept,
+        "peaks": peaks, "measurements": found,
+    }
+
+
+def peak(precision: str, sides: Sequence[int], seconds: float) -> dict[str, Any]:
+    """Return the best floating-point operations per second of `torch.mm` of squares, over all `sides` and repeats."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    best: dict[str, Any] = {"flops": 0.0}
+    times: dict[str, list[float]] = {}
+    for side in sides:
+        one, other = (torch.randn(side, side, device=device()).to(dtype) for _ in range(2))
+        multiply = timed(lambda one=one, other=other: torch.mm(one, other))  # type: ignore[misc]
+        multiply()
+        taken, end = [multiply()], now() + seconds / len(sides)
+        while time.perf_counter() < end and len(taken) < MOST_REPEATS:
+            taken.append(multiply())
+        times[str(side)] = [float(f"{each:.6g}") for each in taken]
+        flops = FLOPS_PER_MAC * side**3 / min(taken)
+        if flops > best["flops"]:
+            best = {"flops": float(f"{flops:.6g}"), "side": side}
+    return best | {"times": times}
+
+
+def step_flops(macs: int, batch: int) -> int:
+    """Return the floating-point operations of a training step on a network of `macs` multiply-adds for an image."""
+    return macs * PASSES * FLOPS_PER_MAC * batch
+
+
+def _share(step: Step, precision: str, flops: float, seconds: float, batch: int) -> dict[str, Any]:
+    model = step.network.build()
+    macs = cost(model, step.network.size).macs
+    recipe = RECIPE.model_copy(update={"batch_size": batch})
+    times = interleaved(
+        {"step": training_steps(model, precision, recipe=recipe, size=step.network.size)}, seconds, warm_up=0)
+    shares = [step_flops(macs, batch) / each / flops for each in times["step"]]
+    target = step.on_gpu if device().type == "cuda" else None
+    return measurement(
+        f"{step.network.label}, {precision}", times, [figure("share of the matrix peak", shares, target)],
+        macs=macs, precision=precision, image_size=step.network.size,
+    )
+
+
+def _reduced(case: Reduced, seconds: float, batch: int) -> dict[str, Any]:
+    precision = precisions()[-1]
+    recipe = RECIPE.model_copy(update={"batch_size": batch})
+    models = {"K = 0": case.network.build()}
+    models |= {f"{method} K = {k}": case.network.build(method, k) for method in METHODS for k in case.ks}
+    macs = {name: cost(model, case.network.size).macs for name, model in models.items()}
+    times = interleaved({
+        name: training_steps(model, precision, recipe=recipe, size=case.network.size) for name, model in models.items()
+    }, seconds, warm_up=0)
+    figures = []
+    for name in list(models)[1:]:
+        found = ratio(times, "K = 0", name, PROMISE, macs[name] / macs["K = 0"])
+        figures.append(found | {"of": f"speed-up / promised, {name}", "promised": round(macs["K = 0"] / macs[name], 3)})
+    return measurement(
+        f"{case.network.label}, {precision}", times, figures, macs=macs, precision=precision,
+        image_size=case.network.size,
+    )
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """Return the page of a record."""
+    peaks = ["| precision | best matrix product, GFLOP/s | of squares of side |", "|---|---|---|"]
+    peaks += [f"| {name} | {each['flops'] / 1e9:,.0f} | {each['side']} |" for name, each in record["peaks"].items()]
+    return page(record, "How near to the machine's peak", made_by(record), peaks, table(record["measurements"]))
+
+
+_WHAT = """\
+The peak is the best of many `torch.mm` of large squares. A training step (`spaceless.training.train`, input and
+optimiser included) is counted as three times the network's multiply-adds for every image, two operations each.
+"Speed-up / promised": how many times faster the step is than that of the unchanged network, divided by how many times
+fewer its multiply-adds are; 1 is as fast as they promise."""
