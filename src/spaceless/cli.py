@@ -32,7 +32,7 @@ app = App(
 
 Short = Annotated[int, Parameter(name=["--k", "-k"])]
 Preset = Literal["paper", "fast", "smoke"]
-Bench = Literal["networks"]
+Bench = Literal["networks", "receptive-fields", "costs"]
 _Json = Annotated[bool, Parameter(name="--json", help="Print one JSON document on standard output.")]
 
 
@@ -112,7 +112,7 @@ def calibrate(
 def inspect(
     model: str, *, classes: int = 1000, image_size: int | None = None,
     method: str = "baseline", k: Short = 0, only: int | None = None, downsample: Downsample = "avg",
-    width: float = 1.0, as_json: _Json = False,
+    width: float = 1.0, latency: bool = False, batch: int = 1, as_json: _Json = False,
 ) -> None:
     """Show the units of a network, what K counts, and what it costs before or after surgery.
 
@@ -137,6 +137,10 @@ def inspect(
         What replaces a strided convolution for `conv1x1`.
     width
         The factor for all channel counts.
+    latency
+        Measure a forward pass on this machine's processor, before and after in turn.
+    batch
+        Images in that pass.
 
     """
     from spaceless import show
@@ -144,7 +148,7 @@ def inspect(
 
     found = inspect_model(
         model, classes=classes, image_size=image_size, method=method, k=k, only=only, downsample=downsample,
-        width=width,
+        width=width, batch=batch if latency else None,
     )
     show.inspection(found, as_json)
 
@@ -480,7 +484,8 @@ def bench(
     Parameters
     ----------
     name
-        `networks`: surgery on the CNNs of torchvision and timm. Without a name all are listed.
+        `networks`: surgery on the CNNs of torchvision and timm. `receptive-fields`: derived against measured and
+        published ones. `costs`: counted against what torchvision publishes. Without a name all are listed.
     networks
         Only these, by name (see `spaceless inspect --help`), `NAME@64` for images of 64 pixels.
     jobs
