@@ -85,26 +85,28 @@ def bench(name: str | None, networks: Sequence[str], jobs: int | None, out: Path
 
     """
     from spaceless import show
-    from spaceless.bench import networks as networks_bench
+    from spaceless.bench import costs, receptive_fields
+    from spaceless.bench import networks as surgery
     from spaceless.bench.record import headed, write
     from spaceless.console import screen
 
     if name is None:
         show.benches(as_json)
         return
+    room = {"networks": surgery, "receptive-fields": receptive_fields, "costs": costs}[name]
     command = " ".join(["spaceless bench", name, *networks])
     found = []
-    for row in networks_bench.rows(networks, job_count(jobs)):
+    for row in room.rows(networks, job_count(jobs)):
         found.append(row)
-        screen().print(networks_bench.line(row), markup=False)
-    record = headed(name, command, {"summary": networks_bench.summary(found), "rows": found}, also=("timm",))
-    page = networks_bench.markdown(record)
+        screen().print(room.line(row), markup=False)
+    record = headed(name, command, {"summary": room.summary(found), "rows": found}, also=("timm",))
+    page = room.markdown(record)
     paths = write(record, page, out)
     show.bench(record, page, paths, as_json)
     if failing := record["summary"]["failing"]:
         raise SpacelessError(
-            "bench networks", found=f"{len(failing)} networks on which surgery breaks a promise: {', '.join(failing)}",
-            expected="each property, or a refusal", cure="look at the page; this is a bug, please report it",
+            f"bench {name}", found=f"{len(failing)} rows that break a promise: {', '.join(failing)}",
+            expected="none", cure="look at the page; this is a bug, please report it",
         )
 
 
