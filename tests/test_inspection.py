@@ -32,13 +32,13 @@ def test_every_field_before_and_after_surgery():
         "unknown_operations": []}
     assert before["units"] == [
         {"index": 1, "name": "features.0", "kind": "Conv2d", "out_size": [16, 16], "receptive_field": 3,
-         "receptive_stride": 1, "receptive_offset": -1,
+         "receptive_stride": 1, "receptive_offset": -1, "receptive_aligned": True,
          "params": 27 * 4 + 4, "modified": False},
         {"index": 2, "name": "features.4", "kind": "Conv2d", "out_size": [8, 8], "receptive_field": 8,
-         "receptive_stride": 2, "receptive_offset": -3,
+         "receptive_stride": 2, "receptive_offset": -3, "receptive_aligned": True,
          "params": 36 * 8 + 8, "modified": False},
         {"index": 3, "name": "features.7", "kind": "Conv2d", "out_size": [8, 8], "receptive_field": 12,
-         "receptive_stride": 2, "receptive_offset": -5,
+         "receptive_stride": 2, "receptive_offset": -5, "receptive_aligned": True,
          "params": 72 * 8 + 8, "modified": False},
     ]
     after = inspect_model("chain:4-M-8-8", classes=3, image_size=16, method="conv1x1", k=1)

@@ -112,7 +112,7 @@ def calibrate(
 def inspect(
     model: str, *, classes: int = 1000, image_size: int | None = None,
     method: str = "baseline", k: Short = 0, only: int | None = None, downsample: Downsample = "avg",
-    width: float = 1.0, latency: bool = False, batch: int = 1, as_json: _Json = False,
+    width: float = 1.0, latency: bool = False, batch: int | None = None, as_json: _Json = False,
 ) -> None:
     """Show the units of a network, what K counts, and what it costs before or after surgery.
 
@@ -140,15 +140,18 @@ def inspect(
     latency
         Measure a forward pass on this machine's processor, before and after in turn.
     batch
-        Images in that pass.
+        Images in that pass (default: 1).
 
     """
     from spaceless import show
     from spaceless.inspection import inspect_model
 
+    if batch is not None and not latency:
+        raise InputError("batch", found=f"{batch} without --latency", expected="both", cure="add --latency")
+
     found = inspect_model(
         model, classes=classes, image_size=image_size, method=method, k=k, only=only, downsample=downsample,
-        width=width, batch=batch if latency else None,
+        width=width, batch=(1 if batch is None else batch) if latency else None,
     )
     show.inspection(found, as_json)
 

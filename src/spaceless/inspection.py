@@ -33,9 +33,9 @@ def inspect_model(
 ) -> dict[str, Any]:
     """Return the units of a network and what it costs, before or after surgery.
 
-    `units` holds a record per unit: index, name, kind, out_size (height, width), receptive_field, receptive_stride and
-    receptive_offset (pixels, of its output, as in `ReceptiveField`; None where positions mean nothing or where an
-    operation in front is one of `unknown_operations`), params and modified. All but `modified`, `params`, `macs`,
+    `units` holds a record per unit: index, name, kind, out_size (height, width), receptive_field, receptive_stride,
+    receptive_offset and receptive_aligned (of its output, as in `ReceptiveField`; None where positions mean nothing or
+    where an operation in front is one of `unknown_operations`), params and modified. All but `modified`, `params`, `macs`,
     `activations`, `not_counted` and `latency` describe the network as it was before. With `batch`, `latency` holds the
     seconds for that many images on this machine's processor, before and after, passes taken in turn.
 
@@ -76,7 +76,8 @@ def inspect_model(
             {
                 "index": unit.index, "name": unit.name, "kind": unit.kind, "out_size": list(unit.out_size),
                 "receptive_field": field and field.size, "receptive_stride": field and field.stride,
-                "receptive_offset": field and field.offset, "modified": unit.index in modified,
+                "receptive_offset": field and field.offset, "receptive_aligned": field and field.aligned,
+                "modified": unit.index in modified,
                 "params": _params(small, unit.name),
             }
             for unit, field in zip(units, fields, strict=True)

@@ -44,6 +44,9 @@ def inspection(found: dict[str, Any], as_json: bool) -> None:
     if any(u["modified"] for u in found["units"]):
         print("map and receptive field are those before the change")
     print("receptive field in pixels: size, stride, first pixel of the first position (negative: in the padding)")
+    if any(u["receptive_aligned"] is False for u in found["units"]):
+        first = next(u["index"] for u in found["units"] if u["receptive_aligned"] is False)
+        print(f"from unit {first} on branches of differing strides meet: largest size and mean stride at this image size")
     if found["unknown_operations"]:
         print(f"no receptive field behind: {_few(found['unknown_operations'])}")
     if found["not_counted"]:
@@ -58,8 +61,8 @@ def _plain(value: float | None) -> str:
 
 def _latency(found: dict[str, Any]) -> None:
     """Show measured times, with the lower and upper quartile of repeated passes behind each median."""
-    print(f"a batch of {found['batch']} on {found['threads']} threads of the processor, "
-          f"median (quartiles) of {found['before']['repeats']} passes:")
+    print(f"batch size {found['batch']}, threads {found['threads']}, "
+          f"median (quartiles) of {found['before']['repeats']} passes on the processor:")
     for name in ("before", "after"):
         if name in found:
             low, middle, high = (1000 * found[name][part] for part in ("lower", "median", "upper"))
