@@ -63,7 +63,7 @@ def test_what_is_not_counted_is_named_and_only_that():
     layers = ("BatchNorm2d", "GELU", "MaxPool2d", "ReLU", "Shuffle", "Unflatten", "Upsample")
     between = ("add", "mean", "mul", "relu", "sigmoid")
     assert cost(model, 32).not_counted == layers + between
-    assert cost(alone(nn.Conv2d(3, 2, 1), nn.Flatten(), nn.Dropout()), 8).not_counted == ()
+    assert cost(alone(nn.Conv2d(3, 2, 1), nn.Flatten(), nn.Dropout(), nn.Sequential()), 8).not_counted == ()
     pooled, _ = remove_spatial(SMALL["fire"](), "gap_fc", 1, image_size=32)
     # FullyConnected is a Linear
     assert cost(pooled, 32).not_counted == ("GlobalAveragePool", "MaxPool2d", "ReLU", "mean", "relu")

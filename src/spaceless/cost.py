@@ -25,7 +25,7 @@ from spaceless.errors import InputError
 from spaceless.tracing import ShapesOnly, example_input, shapes_of
 
 _COUNTED = (nn.Conv2d, nn.Linear)
-_FREE = (nn.Identity, nn.Dropout, nn.Flatten)
+_FREE = (nn.Identity, nn.Dropout, nn.Flatten, nn.Sequential)  # a Sequential without parts is an identity
 _MOVES = {  # operations that only make, name or move numbers
     "_reshape_alias", "_to_copy", "_unsafe_view", "arange", "cat", "clone", "constant_pad_nd", "copy_", "detach",
     "empty", "empty_like", "fill_", "full", "index", "lift_fresh", "new_empty", "new_zeros", "ones", "ones_like",

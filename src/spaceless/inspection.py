@@ -35,9 +35,9 @@ def inspect_model(
 
     `units` holds a record per unit: index, name, kind, out_size (height, width), receptive_field, receptive_stride,
     receptive_offset and receptive_aligned (of its output, as in `ReceptiveField`; None where positions mean nothing or
-    where an operation in front is one of `unknown_operations`), params and modified. All but `modified`, `params`, `macs`,
-    `activations`, `not_counted` and `latency` describe the network as it was before. With `batch`, `latency` holds the
-    seconds for that many images on this machine's processor, before and after, passes taken in turn.
+    where an operation in front is one of `unknown_operations`), params and modified. All but `modified`, `params`,
+    `macs`, `activations`, `not_counted` and `latency` describe the network as it was before. With `batch`, `latency`
+    holds the seconds for that many images on this machine's processor, before and after, passes taken in turn.
 
     Raises:
         InputError: Unknown name or method, K out of range, or an image size that the network does not accept.

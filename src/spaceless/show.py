@@ -46,7 +46,7 @@ def inspection(found: dict[str, Any], as_json: bool) -> None:
     print("receptive field in pixels: size, stride, first pixel of the first position (negative: in the padding)")
     if any(u["receptive_aligned"] is False for u in found["units"]):
         first = next(u["index"] for u in found["units"] if u["receptive_aligned"] is False)
-        print(f"from unit {first} on branches of differing strides meet: largest size and mean stride at this image size")
+        print(f"from unit {first} on branches of differing strides meet: the largest size, the mean stride")
     if found["unknown_operations"]:
         print(f"no receptive field behind: {_few(found['unknown_operations'])}")
     if found["not_counted"]:
