@@ -135,6 +135,22 @@ def test_parameter_counts_of_the_issue(spaceless, words, params):
     assert document(spaceless("inspect", *words, "--json")[1])["params"] == params
 
 
+def test_inspect_for_people(spaceless):
+    told = spaceless("inspect", "chain:4-M-8", "--classes", "3", "--method", "conv1x1", "-k", "1", "--latency")[1]
+    lines = [line.split() for line in told.splitlines()]
+    assert ["2", "features.4", "Conv2d", "24x24", "8", "2", "-3", "40", "conv1x1"] in lines  # as in the table's head
+    assert "activations" in told
+    assert "batch size 1, threads" in told
+    assert [line[0] for line in lines[-3:]] == ["before", "after", lines[-1][0]]
+    assert told.splitlines()[-1].endswith(", pass by pass")
+    assert max(map(len, map(str.rstrip, told.splitlines()))) <= 110
+
+
+def test_inspect_names_what_ends_the_receptive_fields(spaceless):
+    told = spaceless("inspect", "timm:edgenext_xx_small")[1]
+    assert "no receptive field behind: matmul in stages.1.blocks.1.xca" in told
+
+
 def test_inspect_one_unit_alone(spaceless):
     found = document(spaceless("inspect", "vgg16", "--method", "conv1x1", "--only", 5, "--json")[1])
     assert [u["index"] for u in found["units"] if u["modified"]] == [5]

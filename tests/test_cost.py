@@ -6,9 +6,10 @@ import statistics
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from networks import SMALL, Gate, images
-from spaceless.cost import Cost, cost, count_parameters, latency
+from spaceless.cost import Cost, compare_latency, cost, count_parameters, latency
 from spaceless.errors import InputError
 from spaceless.inspection import untrained
 from spaceless.surgery import remove_spatial
@@ -59,11 +60,48 @@ def test_what_is_not_counted_is_named_and_only_that():
     small, _ = remove_spatial(SMALL["residual"](), "shuffle", 1, image_size=32)
     model = nn.Sequential(small, nn.Dropout(), nn.Identity(), nn.Unflatten(1, (4, 1, 1)), nn.Upsample(scale_factor=2),
                           nn.MaxPool2d(2), nn.GELU(), Gate(4))
-    wanted = ("BatchNorm2d", "GELU", "MaxPool2d", "ReLU", "Shuffle", "Unflatten", "Upsample")
-    assert cost(model, 32).not_counted == wanted
-    assert cost(alone(nn.Conv2d(3, 2, 1), nn.Flatten(), nn.Dropout()), 8).not_counted == ()
+    layers = ("BatchNorm2d", "GELU", "MaxPool2d", "ReLU", "Shuffle", "Unflatten", "Upsample")
+    between = ("add", "mean", "mul", "relu", "sigmoid")
+    assert cost(model, 32).not_counted == layers + between
+    assert cost(alone(nn.Conv2d(3, 2, 1), nn.Flatten(), nn.Dropout(), nn.Sequential()), 8).not_counted == ()
     pooled, _ = remove_spatial(SMALL["fire"](), "gap_fc", 1, image_size=32)
-    assert cost(pooled, 32).not_counted == ("GlobalAveragePool", "MaxPool2d", "ReLU")  # FullyConnected is a Linear
+    # FullyConnected is a Linear
+    assert cost(pooled, 32).not_counted == ("GlobalAveragePool", "MaxPool2d", "ReLU", "mean", "relu")
+
+
+class Between(nn.Module):
+    """Arithmetic by functions, and what is none."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x):
+        x = functional.pad(self.conv(x), (1, 1, 1, 1)).transpose(2, 3).contiguous().flatten(2)  # (N, 4, 100)
+        x = torch.cat([x, x], 1)  # (N, 8, 100)
+        x = functional.scaled_dot_product_attention(x, x, x)[:, :, None]
+        return functional.interpolate(functional.max_pool2d(x, (1, 2)), scale_factor=2)
+
+
+def test_functions_between_layers():
+    found = cost(Between(), 8)
+    attention = 2 * 8 * 8 * 100
+    assert found.macs == 4 * 64 * 3 + attention
+    assert set(found.not_counted) == {"max_pool2d", "mul", "safe_softmax", "upsample_nearest2d"}
+
+
+def test_activations_are_what_convolutions_and_matrix_products_put_out():
+    model = alone(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(32, 7))
+    assert cost(model, 8).activations == 8 * 4 * 4 + 7
+    assert cost(Between(), 8).activations == 4 * 64 + 8 * 8 + 8 * 100
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"), [("x_800mf", 5.1), ("x_1_6gf", 7.9), ("x_3_2gf", 11.4), ("y_400mf", 3.9), ("y_1_6gf", 8.0)],
+)  # "acts" of pycls' model zoo, the figures of Radosavovic et al. 2020
+def test_published_activations(name, millions):
+    found = cost(untrained(f"torchvision:regnet_{name}", 1000, 224), 224)
+    assert round(found.activations / 1e6, 1) == millions
 
 
 def test_shared_parameters_count_once():
@@ -78,7 +116,7 @@ def test_the_model_is_left_as_it_was():
     model, _ = remove_spatial(SMALL["residual"](), "shuffle", 1, image_size=32)
     model.train()
     found = cost(model, 32)
-    assert found == Cost(count_parameters(model), found.macs, found.not_counted)
+    assert found == Cost(count_parameters(model), found.macs, found.activations, found.not_counted)
     assert all(m.training for m in model.modules())
     assert model.features[4].one.shuffle.passes == {"train": 0, "eval": 0}
     assert next(model.parameters()).device.type == "cpu"
@@ -113,3 +151,21 @@ def test_latency_measures_and_restores_every_mode():
 def test_one_pass_has_no_quartiles():
     with pytest.raises(InputError, match="repeats: found 1, expected 2 or more; "):
         latency(SMALL["plain"](), 16, repeats=1)
+
+
+def test_two_networks_are_timed_in_turn(monkeypatch):
+    ticks = iter(range(1000))
+    order = []
+    first, second = SMALL["plain"](), SMALL["plain"]()
+    first.register_forward_pre_hook(lambda *_: order.append("first"))
+    def slowly(*_):
+        order.append("second")
+        next(ticks)  # twice as slow
+
+    second.register_forward_pre_hook(slowly)
+    monkeypatch.setattr("spaceless.cost.time.perf_counter", lambda: float(next(ticks)))
+    before, after, ratio = compare_latency(first, second, 16, repeats=4)
+    assert order == ["first", "second"] * 7  # three passes warm up
+    assert (before.median, after.median, ratio.median, ratio.repeats) == (1, 2, 0.5, 4)
+    assert first.training
+    assert second.training

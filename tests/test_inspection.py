@@ -28,13 +28,17 @@ def test_every_field_before_and_after_surgery():
     left_out = ["BatchNorm2d", "GlobalAveragePool", "MaxPool2d", "ReLU"]
     assert {key: before[key] for key in before if key != "units"} == head | {
         "method": "baseline", "k": 0, "params": (27 * 4 + 4 + 8) + (36 * 8 + 8 + 16) + (72 * 8 + 8 + 16) + 27,
-        "macs": macs, "not_counted": left_out}
+        "macs": macs, "activations": 4 * 16 * 16 + 8 * 8 * 8 + 8 * 8 * 8 + 3, "not_counted": left_out,
+        "unknown_operations": []}
     assert before["units"] == [
         {"index": 1, "name": "features.0", "kind": "Conv2d", "out_size": [16, 16], "receptive_field": 3,
+         "receptive_stride": 1, "receptive_offset": -1, "receptive_aligned": True,
          "params": 27 * 4 + 4, "modified": False},
         {"index": 2, "name": "features.4", "kind": "Conv2d", "out_size": [8, 8], "receptive_field": 8,
+         "receptive_stride": 2, "receptive_offset": -3, "receptive_aligned": True,
          "params": 36 * 8 + 8, "modified": False},
         {"index": 3, "name": "features.7", "kind": "Conv2d", "out_size": [8, 8], "receptive_field": 12,
+         "receptive_stride": 2, "receptive_offset": -5, "receptive_aligned": True,
          "params": 72 * 8 + 8, "modified": False},
     ]
     after = inspect_model("chain:4-M-8-8", classes=3, image_size=16, method="conv1x1", k=1)
@@ -44,6 +48,25 @@ def test_every_field_before_and_after_surgery():
     assert after["units"][:2] == before["units"][:2]
     assert after["units"][2] == before["units"][2] | {"params": 72, "modified": True}  # 8 * 8 weights and 8 biases
     assert json.loads(json.dumps(after)) == after
+
+
+def test_latency_before_and_after():
+    found = inspect_model("chain:4-M-8-8", classes=3, image_size=16, method="conv1x1", k=1, batch=2)["latency"]
+    assert (found["batch"], found["device"], found["before"]["repeats"]) == (2, "cpu", 20)
+    for name in ("before", "after", "ratio"):
+        assert 0 < found[name]["lower"] <= found[name]["median"] <= found[name]["upper"]
+    alone = inspect_model("chain:4-M-8-8", classes=3, image_size=16, batch=1)["latency"]
+    assert set(alone) == {"batch", "threads", "device", "before"}
+    assert "latency" not in inspect_model("chain:4", classes=3)
+
+
+def test_what_is_behind_an_unknown_operation_has_no_field():
+    found = inspect_model("timm:edgenext_xx_small")
+    assert found["unknown_operations"] == ["matmul in stages.1.blocks.1.xca"]
+    fields = [unit["receptive_field"] for unit in found["units"]]
+    assert fields[0] == 4
+    assert fields[-1] is None
+    assert {unit["receptive_stride"] for unit in found["units"] if unit["receptive_field"] is None} == {None}
 
 
 def test_one_unit_alone():
@@ -96,6 +119,7 @@ def test_the_stem_of_the_papers_block_networks_is_no_unit():
         ({"image_size": 0}, "image size: found 0, expected at least 1"),
         ({"image_size": 8}, "an image of 8 pixels: found RuntimeError: .*, expected a forward pass; choose"),
         ({"width": 0.3}, "width: found 0.3"),
+        ({"batch": 0}, "batch: found 0, expected at least 1"),
     ],
     ids=str,
 )

@@ -11,12 +11,16 @@ from networks import Classifier, Fire, Gate, Inverted, Residual, Scaled, StemLas
 from spaceless.errors import InputError
 from spaceless.inspection import untrained
 from spaceless.models import build_model, stem_is_unit
-from spaceless.receptive import ReceptiveField, receptive_fields, unit_fields, usable_field
+from spaceless.receptive import ReceptiveField, receptive_fields, unit_fields, unknown_operations, usable_field
 from spaceless.surgery import remove_spatial
 from spaceless.tracing import trace
 from spaceless.units import is_spatial, units_of
 
 # The paper's and published values
+
+
+def law(field):
+    return field.size, field.stride
 
 
 def behind_the_last_spatial_convolution(model, size):
@@ -49,15 +53,16 @@ def test_vgg16_as_in_figure_3(k, size, side):
 )
 def test_resnets_with_the_stride_where_torchvision_has_it_and_where_he_et_al_had_it(name, ours, original):
     model = untrained(name, 10, 224)
-    assert usable_field(model, 224) == ReceptiveField(ours, 32)
+    assert law(usable_field(model, 224)) == (ours, 32)
     for block in model.modules():
         if hasattr(block, "conv3"):  # the stride moves from the 3x3 to the 1x1 convolution in front of it
             block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
-    assert usable_field(model, 224) == ReceptiveField(original, 32)
+    assert law(usable_field(model, 224)) == (original, 32)
 
 
-PUBLISHED = [  # Araujo et al. 2019; the networks without a row there by hand in the same way
+PUBLISHED = [  # Araujo et al. 2019 (Inception, MobileNet v1); the networks without a row there by hand in the same way
     ("mobilenet_v2", 224, 491), ("torchvision:densenet121", 224, 2071), ("torchvision:inception_v3", 299, 1311),
+    ("timm:mobilenetv1_100", 224, 315), ("timm:inception_v4", 299, 2071),
     ("timm:efficientnet_b0", 224, 851),  # gated; with normalisations of timm's own
     ("timm:resnetv2_50", 224, 427), ("torchvision:shufflenet_v2_x1_0", 224, 527),  # with chunks of channels
     ("torchvision:convnext_tiny", 224, 4 + 3 * 24 + 4 + 3 * 48 + 8 + 9 * 96 + 16 + 3 * 192),  # with layer scale
@@ -66,7 +71,14 @@ PUBLISHED = [  # Araujo et al. 2019; the networks without a row there by hand in
 
 @pytest.mark.parametrize(("name", "side", "size"), PUBLISHED, ids=[case[0] for case in PUBLISHED])
 def test_published_networks(name, side, size):
-    assert usable_field(untrained(name, 10, side), side) == ReceptiveField(size, 32)
+    assert law(usable_field(untrained(name, 10, side), side)) == (size, 32)
+
+
+@pytest.mark.parametrize(("name", "size", "padding"), [("vgg16", 212, 90), ("torchvision:inception_v3", 1311, 618)])
+def test_the_offset_is_minus_the_published_effective_padding(name, size, padding):
+    # the two networks of the table of Araujo et al. whose padding is the same here and does not depend on the image
+    found = usable_field(untrained(name, 10, 299), 299)
+    assert (found.size, found.offset, found.aligned) == (size, -padding, True)
 
 
 # By hand, and against gradients
@@ -100,33 +112,97 @@ def conv(inputs, outputs, *shape, **options):
     return nn.Conv2d(inputs, outputs, *shape, **options)
 
 
-SMALL = {  # features, size as height and width, stride: worked out by hand
-    "chain": ([stem(4), conv(4, 4, 3, padding=1), nn.MaxPool2d(2), conv(4, 4, 3, padding=1)], (10, 10), 2),
-    "residual": ([stem(4), Residual(4, 4), Residual(4, 6, 2)], (13, 13), 2),
-    "fire": ([stem(8, 2), nn.MaxPool2d(3, 2), Fire(8, 4, 4)], (15, 15), 4),
-    "inverted": ([stem(8, 2), Inverted(8, 8), Inverted(8, 8, 2)], (11, 11), 4),
-    "dilation": ([stem(4), conv(4, 4, 3, padding=2, dilation=2), conv(4, 4, 3, padding=4, dilation=4)], (15, 15), 1),
-    "5x5": ([conv(3, 4, 5, stride=2, padding=2), conv(4, 4, 3, padding=1)], (9, 9), 2),
+class Space(nn.Module):
+    """Space to depth by hand, as TResNet's."""
+
+    def forward(self, x):
+        n, c, h, w = x.shape
+        x = x.view(n, c, h // 4, 4, w // 4, 4).permute(0, 3, 5, 1, 2, 4)
+        return x.reshape(n, c * 16, h // 4, w // 4)
+
+
+class Last(nn.Module):
+    """Channels last and back, with a linear layer between, as ConvNeXt."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.linear = nn.Linear(channels, channels)
+
+    def forward(self, x):
+        return self.linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Unlike(nn.Module):
+    """Two branches with other centres, sliced, with an even kernel and padding on one side only."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, 2, 3, padding=1), nn.Conv2d(3, 2, 2)
+
+    def forward(self, x):
+        left, right = self.left(x), self.right(functional.pad(x, (1, 0, 3, -2)))
+        return torch.cat([left[:, :, 1::2, ::2], right[:, :, ::2, ::2]], 1)
+
+
+class Blur(nn.Module):
+    """A fixed kernel for each channel as a function, behind reflected padding, as BlurPool."""
+
+    def forward(self, x):
+        kernel = torch.ones(x.shape[1], 1, 3, 3, dtype=x.dtype)
+        return functional.conv2d(functional.pad(x, (1, 1, 1, 1), mode="reflect"), kernel, stride=2, groups=x.shape[1])
+
+
+class UpAndDown(nn.Module):
+    """Two resolutions that are joined, as HRNet."""
+
+    def __init__(self):
+        super().__init__()
+        self.fine, self.coarse = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, 2, 1)
+
+    def forward(self, x):
+        return self.fine(x) + functional.interpolate(self.coarse(self.coarse(x)), scale_factor=4, mode="nearest")
+
+
+SMALL = {  # features, size as height and width, stride, offset as height and width: worked out by hand
+    "chain": ([stem(4), conv(4, 4, 3, padding=1), nn.MaxPool2d(2), conv(4, 4, 3, padding=1)], (10, 10), 2, (-4, -4)),
+    "residual": ([stem(4), Residual(4, 4), Residual(4, 6, 2)], (13, 13), 2, (-6, -6)),
+    "fire": ([stem(8, 2), nn.MaxPool2d(3, 2), Fire(8, 4, 4)], (15, 15), 4, (-5, -5)),
+    "inverted": ([stem(8, 2), Inverted(8, 8), Inverted(8, 8, 2)], (11, 11), 4, (-5, -5)),
+    "dilation": (
+        [stem(4), conv(4, 4, 3, padding=2, dilation=2), conv(4, 4, 3, padding=4, dilation=4)], (15, 15), 1, (-7, -7)),
+    "5x5": ([conv(3, 4, 5, stride=2, padding=2), conv(4, 4, 3, padding=1)], (9, 9), 2, (-4, -4)),
     "rectangular": (
         [conv(3, 4, (1, 7), padding=(0, 3)), conv(4, 4, (3, 1), padding=(1, 0)), conv(4, 4, (1, 7), padding=(0, 3))],
-        (3, 13), 1),
-    "branches": ([stem(4), Branches(4)], (7, 7), 1),
-    "even": ([conv(3, 4, 4, stride=4), conv(4, 4, 2, stride=2)], (8, 8), 8),
-    "average": ([stem(4), nn.AvgPool2d(3, 2, 1), nn.LPPool2d(1, 2), conv(4, 4, 3, padding=1)], (15, 15), 4),
-    "functional": ([Functional(), conv(4, 4, 1)], (12, 12), 4),
-    "layer scale": ([stem(4), Scaled(4)], (5, 5), 1),
-    "adaptive": ([stem(4), nn.AdaptiveAvgPool2d(16)], (6, 6), 4),
+        (3, 13), 1, (-1, -6)),
+    "branches": ([stem(4), Branches(4)], (7, 7), 1, (-3, -3)),
+    "even": ([conv(3, 4, 4, stride=4), conv(4, 4, 2, stride=2)], (8, 8), 8, (0, 0)),
+    "average": ([stem(4), nn.AvgPool2d(3, 2, 1), nn.LPPool2d(1, 2), conv(4, 4, 3, padding=1)], (15, 15), 4, (-6, -6)),
+    "functional": ([Functional(), conv(4, 4, 1)], (12, 12), 4, (-3, -3)),
+    "layer scale": ([stem(4), Scaled(4)], (5, 5), 1, (-2, -2)),
+    "adaptive": ([stem(4), nn.AdaptiveAvgPool2d(16)], (6, 6), 4, (-1, -1)),
+    "space to depth": ([Space(), conv(48, 4, 3, padding=1)], (12, 12), 4, (-4, -4)),
+    "pixel unshuffle": ([nn.PixelUnshuffle(2), conv(12, 4, 3)], (6, 6), 2, (0, 0)),
+    "pixel shuffle": ([conv(3, 8, 4, stride=4), nn.PixelShuffle(2), nn.AvgPool2d(2)], (4, 4), 4, (0, 0)),
+    "channels last": ([stem(4), Last(4), conv(4, 4, 3)], (5, 5), 1, (-1, -1)),
+    "other centres": ([Unlike()], (6, 3), 2, (-3, -1)),
+    "blur": ([stem(4), Blur(), conv(4, 4, 3, padding=1)], (9, 9), 2, (-4, -4)),
+    "same": ([conv(3, 4, 4, padding="same"), conv(4, 4, 3, padding="same", dilation=2)], (8, 8), 1, (-3, -3)),
+    "ceil": ([nn.MaxPool2d(3, 2, ceil_mode=True), nn.AvgPool2d(3, 2, 1, ceil_mode=True)], (7, 7), 4, (-2, -2)),
+    "zero pad": ([nn.ZeroPad2d((0, 1, 2, 3)), conv(3, 4, 3)], (3, 3), 1, (-2, 0)),
+    "two resolutions": ([UpAndDown(), nn.AvgPool2d(4)], (8, 8), 4, (-3, -3)),
+    "transposed": ([conv(3, 4, 2, stride=2), nn.ConvTranspose2d(4, 4, 4, 2, 1), nn.AvgPool2d(2)], (6, 6), 2, (-2, -2)),
+    "linear resizing": ([nn.Upsample(scale_factor=2, mode="bilinear"), nn.AvgPool2d(2)], (3, 3), 1, (-1, -1)),
 }
 
 
 def support(features, size, at):
-    """Height and width of the input gradient's support for position `at` of the map, and where it begins."""
+    """Height and width of the input gradient's support for position `at` of the map, and where they begin."""
     x = (images(1, size).abs() + 1).requires_grad_()
     y = features(x)
     (gradient,) = torch.autograd.grad(y[0, :, at, at].sum(), x)
     rows, columns = (gradient.abs().sum((0, 1, axis)).nonzero().flatten() for axis in (3, 2))
     assert 0 < rows[0] <= rows[-1] < size - 1, "the image must be wider than the field"
-    return (int(rows[-1] - rows[0]) + 1, int(columns[-1] - columns[0]) + 1), int(rows[0])
+    return (int(rows[-1] - rows[0]) + 1, int(columns[-1] - columns[0]) + 1), (int(rows[0]), int(columns[0]))
 
 
 def all_positive(features):
@@ -134,10 +210,11 @@ def all_positive(features):
     features = copy.deepcopy(features).eval()
     for name, module in list(features.named_modules()):
         for parameter in module.parameters(recurse=False):
-            small = isinstance(module, nn.Conv2d)
+            small = isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
             parameter.data = parameter.data.abs() * 0.1 + 0.01 if small else parameter.data.abs()
         if isinstance(module, nn.MaxPool2d):
-            features.set_submodule(name, nn.AvgPool2d(module.kernel_size, module.stride, module.padding))
+            shape = module.kernel_size, module.stride, module.padding
+            features.set_submodule(name, nn.AvgPool2d(*shape, ceil_mode=module.ceil_mode))
         if isinstance(module, nn.ReLU6):
             features.set_submodule(name, nn.Identity())
     return features
@@ -145,16 +222,20 @@ def all_positive(features):
 
 @pytest.mark.parametrize("which", SMALL)
 def test_by_hand_and_by_the_support_of_gradients(which, monkeypatch):
-    layers, size, stride = SMALL[which]
+    layers, size, stride, offset = SMALL[which]
     traced = trace(nn.Sequential(*layers), 64)
-    assert receptive_fields(traced)[traced.nodes[-2]] == ReceptiveField(max(size), stride)
+    assert unknown_operations(traced) == []
+    side = size[1] > size[0]
+    assert receptive_fields(traced)[traced.nodes[-2]] == ReceptiveField(max(size), stride, offset[side])
     monkeypatch.setattr(functional, "max_pool2d", functional.avg_pool2d)
     features = all_positive(nn.Sequential(*layers)).double()
     features.register_forward_pre_hook(lambda _module, inputs: (inputs[0].double(),))
     at = 64 // stride // 2
     found, first = support(features, 64, at)
     _, second = support(features, 64, at + 1)
-    assert (found, second - first) == (size, stride)
+    assert found == size
+    assert [b - a for a, b in zip(first, second, strict=True)] == [stride, stride]
+    assert tuple(a - at * stride for a in first) == offset
 
 
 # The last map whose positions mean something
@@ -171,7 +252,7 @@ USABLE = {
 @pytest.mark.parametrize(("method", "k"), [(method, k) for method in USABLE for k in range(5)])
 def test_the_usable_field_of_a_chain(method, k):
     small, _ = remove_spatial(untrained(CHAIN, 4, 48), method, k, image_size=48)
-    assert usable_field(small, 48) == ReceptiveField(*USABLE[method][k])
+    assert law(usable_field(small, 48)) == USABLE[method][k]
 
 
 @pytest.mark.parametrize("method", ["shuffle", "gap_fc"])
@@ -193,16 +274,16 @@ def test_a_shuffle_of_one_unit_is_no_end_where_a_skip_connection_leads_around_it
     found = usable_field(small, 64)
     assert found.size == entering.size + 2 * (3 - 1) * 2 * entering.stride  # the 3x3 convolutions of units 15 and 16
     chain, _ = remove_spatial(untrained(CHAIN, 4, 48), "shuffle", only=2, image_size=48)
-    assert usable_field(chain, 48) == ReceptiveField(4, 2)  # nothing leads around it
+    assert law(usable_field(chain, 48)) == (4, 2)  # nothing leads around it
 
 
 def test_a_gate_gives_nothing_to_the_field():
     gated = Classifier(stem(8), Gate(8), nn.Conv2d(8, 8, 3), Gate(8), channels=8)
-    assert usable_field(gated, 16) == ReceptiveField(5, 1)
+    assert usable_field(gated, 16) == ReceptiveField(5, 1, -1)
 
 
 def test_a_map_of_one_position_counts_as_pooled():
-    assert usable_field(build_model("chain:4-M-M-4", 4, 4), 4) == ReceptiveField(14, 4)
+    assert law(usable_field(build_model("chain:4-M-M-4", 4, 4), 4)) == (14, 4)
     assert usable_field(StemLast(), 2).stride == 2
 
 
@@ -234,7 +315,7 @@ def test_a_head_that_sees_every_position_has_no_usable_field(flatten):
         usable_field(model, 16)
     assert caught.value.exit_status == 2
     traced = trace(model, 16)
-    assert receptive_fields(traced)[traced.nodes[-2]] == ReceptiveField(3 + 7 * 2, 2)  # as a kernel of 8x8 would
+    assert receptive_fields(traced)[traced.nodes[-2]] == ReceptiveField(3 + 7 * 2, 2, -1)  # as a kernel of 8x8 would
     with pytest.raises(InputError):
         usable_field(untrained("torchvision:alexnet", 10, 224), 224)
 
@@ -246,3 +327,96 @@ def test_unit_fields_and_what_has_none():
     assert sizes == [7, 19, 35, 43]
     assert fields[traced.nodes[-2]] is None  # the logits
     assert set(fields) <= set(traced.shapes)
+
+
+# What no rule knows
+
+
+class Rolled(nn.Module):
+    def forward(self, x):
+        return torch.roll(x, 3, 2)
+
+
+class Attention(nn.Module):
+    def forward(self, x):
+        tokens = x.flatten(2)
+        weights = (tokens.transpose(1, 2) @ tokens).softmax(-1)
+        return (tokens @ weights).view_as(x)
+
+
+class Half(nn.Module):
+    def forward(self, x):
+        return x.mean(3, keepdim=True) + x
+
+
+class Flipped(nn.Module):
+    def forward(self, x):
+        return torch.cat([x, x.flip(3)], 1)
+
+
+class Stacked(nn.Module):
+    def forward(self, x):
+        return torch.cat([x, x], 2)
+
+
+@pytest.mark.parametrize(("module", "operation"), [
+    (Rolled(), "roll in 2"), (Attention(), "matmul in 2"), (Half(), "mean in 2"), (Flipped(), "flip in 2"),
+    (Stacked(), "cat in 2"), (nn.Fold(16, 1), "Fold 2"), (nn.Upsample(8, mode="trilinear"), "Upsample 2"),
+], ids=lambda value: value if isinstance(value, str) else "")
+def test_an_operation_that_no_rule_knows_ends_what_is_known(module, operation):
+    if isinstance(module, nn.Fold | nn.Upsample):
+        before, behind = (nn.Flatten(2), nn.Identity()) if isinstance(module, nn.Fold) else (
+            nn.Unflatten(1, (4, 1)), nn.Flatten(1, 2))
+    else:
+        before = behind = nn.Identity()
+    model = Classifier(stem(4), before, module, behind, nn.LazyConv2d(4, 3), channels=4)
+    model(images(1, 16))
+    traced = trace(model, 16)
+    assert unknown_operations(traced) == [_at(operation)]
+    first, last = unit_fields(traced, ["features.0", "features.4"])
+    assert (first, last) == (ReceptiveField(3, 1, -1), None)
+    with pytest.raises(InputError, match=rf"Classifier: found {_at(operation)}, expected operations whose reading"):
+        usable_field(model, 16)
+
+
+def _at(operation):
+    what, *within = operation.split()
+    return f"{what} in features.2" if "in" in within else f"{what} features.2"
+
+
+def test_positions_that_are_summed_over_in_a_product_are_pooled():
+    class Context(nn.Module):
+        """The gate of a global context network: a mean over positions with weights of its own."""
+
+        def forward(self, x):
+            weights = x.mean(1, keepdim=True).flatten(2).softmax(-1)
+            return x + torch.matmul(x.flatten(2), weights.transpose(1, 2)).unsqueeze(-1)
+
+    model = Classifier(stem(4), Context(), conv(4, 4, 3), channels=4)
+    assert unknown_operations(trace(model, 16)) == []
+    assert usable_field(model, 16) == ReceptiveField(5, 1, -1)
+
+
+@pytest.mark.parametrize(("side", "offset"), [(64, 0), (65, -1)])
+def test_padding_as_the_input_needs_it_depends_on_its_size(side, offset):
+    from timm.layers import Conv2dSame
+
+    traced = trace(nn.Sequential(Conv2dSame(3, 4, 3, stride=2)), side)
+    assert receptive_fields(traced)[traced.nodes[-2]] == ReceptiveField(3, 2, offset)
+
+
+def test_branches_out_of_step_are_told():
+    class Uneven(nn.Module):
+        def forward(self, x):
+            return x + functional.interpolate(functional.avg_pool2d(x, 2), size=x.shape[-2:])
+
+    traced = trace(nn.Sequential(Uneven()), 15)  # 15 positions from 7: a stride of 14/15, not 1
+    found = receptive_fields(traced)[traced.nodes[-2]]
+    assert not found.aligned
+    assert found.size == max(max(i, 2 * (i * 7 // 15) + 1) - min(i, 2 * (i * 7 // 15)) + 1 for i in range(15))
+
+
+def test_a_stride_that_is_not_whole():
+    traced = trace(nn.Sequential(conv(3, 4, 3, 2, 1), nn.Upsample(scale_factor=4)), 16)
+    found = receptive_fields(traced)[traced.nodes[-2]]
+    assert (found.size, found.stride, found.offset) == (3, 0.5, -1)

@@ -32,7 +32,9 @@ app = App(
 
 Short = Annotated[int, Parameter(name=["--k", "-k"])]
 Preset = Literal["paper", "fast", "smoke"]
-Bench = Literal["networks", "train", "accuracy", "shuffle", "evaluate", "floor", "study"]
+Bench = Literal[
+    "networks", "receptive-fields", "costs", "train", "accuracy", "shuffle", "evaluate", "floor", "study",
+]
 _Json = Annotated[bool, Parameter(name="--json", help="Print one JSON document on standard output.")]
 
 
@@ -112,7 +114,7 @@ def calibrate(
 def inspect(
     model: str, *, classes: int = 1000, image_size: int | None = None,
     method: str = "baseline", k: Short = 0, only: int | None = None, downsample: Downsample = "avg",
-    width: float = 1.0, as_json: _Json = False,
+    width: float = 1.0, latency: bool = False, batch: int | None = None, as_json: _Json = False,
 ) -> None:
     """Show the units of a network, what K counts, and what it costs before or after surgery.
 
@@ -137,14 +139,21 @@ def inspect(
         What replaces a strided convolution for `conv1x1`.
     width
         The factor for all channel counts.
+    latency
+        Measure a forward pass on this machine's processor, before and after in turn.
+    batch
+        Images in that pass (default: 1).
 
     """
     from spaceless import show
     from spaceless.inspection import inspect_model
 
+    if batch is not None and not latency:
+        raise InputError("batch", found=f"{batch} without --latency", expected="both", cure="add --latency")
+
     found = inspect_model(
         model, classes=classes, image_size=image_size, method=method, k=k, only=only, downsample=downsample,
-        width=width,
+        width=width, batch=(1 if batch is None else batch) if latency else None,
     )
     show.inspection(found, as_json)
 
@@ -480,18 +489,23 @@ def bench(
     Parameters
     ----------
     name
-        `networks`: surgery on the CNNs of torchvision and timm. The others measure speed. Without a name: all of them.
+        `networks`: surgery on the CNNs of torchvision and timm. `receptive-fields`: derived against measured and
+        published ones. `costs`: counted against what torchvision publishes. The others measure speed. Without a name
+        all are listed.
     networks
-        With `networks`: only these, by name (see `spaceless inspect --help`), `NAME@64` for images of 64 pixels.
+        With the first three: only these, by name (see `spaceless inspect --help`); `NAME@64` with `networks` for images
+        of 64 pixels.
     jobs
-        With `networks`: processes (default: one per processor core, up to 8).
+        With the first three: processes (default: one per processor core, up to 8).
     seconds
         With a measurement of speed: how long each of its cases is measured (three rounds of it, if they take longer).
     out
         The folder of the record and the page.
 
     """
-    work.bench(name, networks, jobs, seconds, out, as_json)
+    from spaceless.measuring import bench as measure
+
+    measure(name, networks, jobs, seconds, out, as_json)
 
 
 def main() -> None:

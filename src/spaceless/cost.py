@@ -1,40 +1,55 @@
-"""What a network costs: parameters, multiply-adds and latency, and what was not counted.
+"""What a network costs: parameters, multiply-adds, activations and latency, and what was not counted.
 
-Convention: one multiply-add is one operation, for one image; convolutions and matrix products are counted as executed
-(`torch.utils.flop_counter` counts two floating-point operations for each), without biases; every other kind of layer is
-listed as not counted. What a network computes between its layers (the sum of a residual block) is in neither.
+Conventions, all for one image. One multiply-add is one operation: convolutions and matrix products are counted as
+executed (`torch.utils.flop_counter` counts two floating-point operations for each), without biases. Activations are the
+entries of what they put out (Radosavovic et al., "Designing Network Design Spaces", CVPR 2020, count the outputs of all
+convolutions; fvcore's `ActivationCountAnalysis` those of matrix products too, as here). All other arithmetic is listed
+as not counted: layers by their kind, functions between layers by their name (the `add` of a residual block).
 """
 
 from __future__ import annotations
 
-import copy
 import statistics
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from spaceless.errors import InputError
-from spaceless.tracing import ShapesOnly, example_input
+from spaceless.tracing import ShapesOnly, example_input, shapes_of
 
 _COUNTED = (nn.Conv2d, nn.Linear)
-_FREE = (nn.Identity, nn.Dropout, nn.Flatten)
+_FREE = (nn.Identity, nn.Dropout, nn.Flatten, nn.Sequential)  # a Sequential without parts is an identity
+_MOVES = {  # operations that only make, name or move numbers
+    "_reshape_alias", "_to_copy", "_unsafe_view", "arange", "cat", "clone", "constant_pad_nd", "copy_", "detach",
+    "empty", "empty_like", "fill_", "full", "index", "lift_fresh", "new_empty", "new_zeros", "ones", "ones_like",
+    "pixel_shuffle", "pixel_unshuffle", "reflection_pad2d", "replication_pad2d", "scalar_tensor", "stack", "zeros",
+    "zeros_like",
+}
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Parameters, multiply-adds for one image, and the kinds of layers whose arithmetic is not in that figure."""
+    """Parameters; multiply-adds and activations for one image; and the arithmetic that is in neither."""
 
     params: int
     macs: int
+    activations: int
     not_counted: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Median, lower and upper quartile of the seconds for one batch, over `repeats` timed passes after warm-up."""
+    """Median, lower and upper quartile of the seconds for one batch, over `repeats` timed passes after warm-up.
+
+    Or of a ratio of such seconds, see `compare_latency`.
+    """
 
     median: float
     lower: float
@@ -49,13 +64,57 @@ def count_parameters(model: nn.Module) -> int:
 
 def cost(model: nn.Module, image_size: int) -> Cost:
     """Return what `model` costs for one image of side `image_size`; it is not changed and nothing is computed."""
-    shadow = copy.deepcopy(model).to("meta").eval()
+    shadow = shapes_of(model)
     x = example_input(shadow, image_size)
-    with torch.no_grad(), ShapesOnly(), FlopCounterMode(display=False) as counter:
+    seen = _Seen()
+    with torch.no_grad(), ShapesOnly(), FlopCounterMode(display=False) as counter, seen, _layers(shadow, seen):
         shadow(x)
-    leaves = {type(m) for m in shadow.modules() if not list(m.children())}
-    left_out = {kind.__name__ for kind in leaves if not issubclass(kind, _COUNTED + _FREE)}
-    return Cost(count_parameters(model), counter.get_total_flops() // 2, tuple(sorted(left_out)))
+    left_out = {kind.__name__ for kind in seen.kinds if not issubclass(kind, _COUNTED + _FREE)}
+    left_out |= {name.strip("_").removesuffix("_with_indices") for name in seen.functions if name not in _MOVES}
+    return Cost(count_parameters(model), counter.get_total_flops() // 2, seen.activations, tuple(sorted(left_out)))
+
+
+class _Seen(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """What was executed: the entries that counted operations put out, the kinds of layers, functions between them."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.activations = 0
+        self.kinds: set[type[nn.Module]] = set()
+        self.functions: set[str] = set()
+        self.inside = 0  # layers that are being executed
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if func._overloadpacket in flop_registry:
+            first = output if isinstance(output, Tensor) else output[0]  # attention gives statistics with its result
+            self.activations += first.numel()
+        elif not self.inside and not func.is_view:
+            self.functions.add(func._overloadpacket.__name__)
+        return output
+
+
+@contextmanager
+def _layers(model: nn.Module, seen: _Seen) -> Iterator[None]:
+    """Tell `seen` which modules without parts are executed, and when."""
+
+    def enter(module: nn.Module, _: Any) -> None:
+        seen.inside += 1
+        seen.kinds.add(type(module))
+
+    def leave(_module: nn.Module, _inputs: Any, _output: Any) -> None:
+        seen.inside -= 1
+
+    leaves = [module for module in model.modules() if not list(module.children())]
+    handles = [handle for module in leaves
+               for handle in (module.register_forward_pre_hook(enter), module.register_forward_hook(leave))]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def latency(model: nn.Module, image_size: int, *, batch: int = 1, repeats: int = 20) -> Latency:
@@ -65,21 +124,48 @@ def latency(model: nn.Module, image_size: int, *, batch: int = 1, repeats: int =
         InputError: Fewer than two repeats, which have no quartiles.
 
     """
+    (seconds,) = _timed([model], image_size, batch, repeats)
+    return _quartiles(seconds)
+
+
+def compare_latency(
+    before: nn.Module, after: nn.Module, image_size: int, *, batch: int = 1, repeats: int = 20,
+) -> tuple[Latency, Latency, Latency]:
+    """Return the times of `before` and of `after`, and of their ratio before / after, pass by pass in turn.
+
+    What else the machine does slows neighbouring passes alike, so that the ratio is steadier than the times.
+
+    Raises:
+        InputError: Fewer than two repeats, which have no quartiles.
+
+    """
+    first, second = _timed([before, after], image_size, batch, repeats)
+    ratios = [a / b for a, b in zip(first, second, strict=True)]
+    return _quartiles(first), _quartiles(second), _quartiles(ratios)
+
+
+def _timed(models: Sequence[nn.Module], image_size: int, batch: int, repeats: int) -> list[list[float]]:
     if repeats < 2:
         raise InputError("repeats", found=repeats, expected="2 or more", cure="quartiles need several passes")
-    x = example_input(model, image_size).expand(batch, -1, -1, -1).contiguous()
-    modes = {module: module.training for module in model.modules()}  # a part may be frozen in evaluation mode
-    model.eval()
-    seconds = []
+    images = [example_input(model, image_size).expand(batch, -1, -1, -1).contiguous() for model in models]
+    modes = {module: module.training for model in models for module in model.modules()}  # a part may be frozen
+    seconds: list[list[float]] = [[] for _ in models]
+    for model in models:
+        model.eval()
     with torch.inference_mode():
         for step in range(repeats + 3):
-            start = time.perf_counter()
-            model(x)
-            if x.device.type == "cuda":
-                torch.cuda.synchronize(x.device)
-            if step >= 3:  # the first passes allocate and choose algorithms
-                seconds.append(time.perf_counter() - start)
+            for model, x, found in zip(models, images, seconds, strict=True):
+                start = time.perf_counter()
+                model(x)
+                if x.device.type == "cuda":
+                    torch.cuda.synchronize(x.device)
+                if step >= 3:  # the first passes allocate and choose algorithms
+                    found.append(time.perf_counter() - start)
     for module, mode in modes.items():
         module.training = mode
-    lower, median, upper = statistics.quantiles(seconds, n=4, method="inclusive")  # within what was measured
-    return Latency(median, lower, upper, repeats)
+    return seconds
+
+
+def _quartiles(values: list[float]) -> Latency:
+    lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")  # within what was measured
+    return Latency(median, lower, upper, len(values))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import platform
 import time
@@ -174,7 +175,7 @@ def _field(model: nn.Module, image_size: int) -> tuple[int, int] | None:
         found = usable_field(model, image_size)
     except InputError:
         return None
-    return found.size, found.stride
+    return found.size, math.ceil(found.stride)
 
 
 def choose_device(name: str) -> torch.device:

@@ -33,16 +33,43 @@ def inspection(found: dict[str, Any], as_json: bool) -> None:
         return
     title = (f"{found['model']}, {found['classes']} classes, {found['image_size']} pixels, "
              f"{found['method']}, K = {found['k']}")
-    table(title, ("unit", "name:", "kind:", "map", "receptive field", "parameters", "changed:"), [
+    table(title, ("unit", "name:", "kind:", "map", "field", "stride", "offset", "parameters", "changed:"), [
         (str(u["index"]), u["name"], u["kind"], "x".join(map(str, u["out_size"])), number(u["receptive_field"], 0),
-         number(u["params"], 0), found["method"] if u["modified"] else "")
+         _plain(u["receptive_stride"]), number(u["receptive_offset"], 0), number(u["params"], 0),
+         found["method"] if u["modified"] else "")
         for u in found["units"]
     ])
-    print(f"{found['params']:,} parameters, {found['macs']:,} multiply-adds per image")
+    print(f"{found['params']:,} parameters; per image {found['macs']:,} multiply-adds, "
+          f"{found['activations']:,} activations")
     if any(u["modified"] for u in found["units"]):
         print("map and receptive field are those before the change")
+    print("receptive field in pixels: size, stride, first pixel of the first position (negative: in the padding)")
+    if any(u["receptive_aligned"] is False for u in found["units"]):
+        first = next(u["index"] for u in found["units"] if u["receptive_aligned"] is False)
+        print(f"from unit {first} on branches of differing strides meet: the largest size, the mean stride")
+    if found["unknown_operations"]:
+        print(f"no receptive field behind: {_few(found['unknown_operations'])}")
     if found["not_counted"]:
         print(f"not counted in the multiply-adds: {', '.join(found['not_counted'])}")
+    if "latency" in found:
+        _latency(found["latency"])
+
+
+def _plain(value: float | None) -> str:
+    return "–" if value is None else f"{value:g}"
+
+
+def _latency(found: dict[str, Any]) -> None:
+    """Show measured times, with the lower and upper quartile of repeated passes behind each median."""
+    print(f"batch size {found['batch']}, threads {found['threads']}, "
+          f"median (quartiles) of {found['before']['repeats']} passes on the processor:")
+    for name in ("before", "after"):
+        if name in found:
+            low, middle, high = (1000 * found[name][part] for part in ("lower", "median", "upper"))
+            print(f"  {name} {middle:.2f} ms ({low:.2f} to {high:.2f})")
+    if "ratio" in found:
+        ratio = found["ratio"]
+        print(f"  {ratio['median']:.2f} times as fast ({ratio['lower']:.2f} to {ratio['upper']:.2f}), pass by pass")
 
 
 def outcome(found: Outcome, folder: Path, as_json: bool) -> None:
@@ -290,6 +317,8 @@ def one_data_set(
 
 BENCHES = {
     "networks": "surgery on the CNNs of torchvision and timm: what holds for each, and what is refused",
+    "receptive-fields": "size, stride and offset: derived against measured, and against published sizes",
+    "costs": "parameters and multiply-adds against those that torchvision publishes with its weights",
     "train": "images per second of our training against the loop that a user would write",
     "accuracy": "the same training by both loops, over seeds: whether speed costs accuracy",
     "shuffle": "the shuffle operator against a copy and the naive ways, and what it adds to a training step",

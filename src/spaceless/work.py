@@ -6,7 +6,7 @@ import os
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from spaceless.errors import InputError, SpacelessError
 
@@ -75,74 +75,6 @@ def report(plan: Plan, place: Place, tally: Tally, as_json: bool, studies: Seque
             expected="an outcome of each", cure="mend the cause and run the same command again",
         )
     return page
-
-
-def bench(
-    name: str | None, networks: Sequence[str], jobs: int | None, seconds: float | None, out: Path, as_json: bool,
-) -> None:
-    """Run the measurement called `name`, write its record and page, and show where they are; without a name list all.
-
-    Raises:
-        InputError: An option of another measurement.
-        SpacelessError: What was measured is not what the tool promises.
-
-    """
-    from spaceless import show
-    from spaceless.bench.record import write
-
-    if name is None:
-        show.benches(as_json)
-        return
-    if name == "networks":
-        _refuse(name, "--seconds", seconds)
-        record, page = _networks(networks, jobs)
-    else:
-        _refuse(name, "NETWORKS", " ".join(networks) or None)
-        _refuse(name, "--jobs", jobs)
-        record, page = _speed(name, seconds)
-    paths = write(record, page, out)
-    show.bench(record, page, paths, as_json)
-    if failing := record.get("summary", {}).get("failing"):
-        raise SpacelessError(
-            "bench networks", found=f"{len(failing)} networks on which surgery breaks a promise: {', '.join(failing)}",
-            expected="each property, or a refusal", cure="look at the page; this is a bug, please report it",
-        )
-
-
-def _refuse(name: str, option: str, value: object) -> None:
-    if value is not None:
-        raise InputError(option, found=value, expected=f"nothing, with bench {name}", cure="leave it out")
-
-
-def _networks(networks: Sequence[str], jobs: int | None) -> tuple[dict[str, Any], str]:
-    from spaceless.bench import networks as networks_bench
-    from spaceless.bench.record import headed
-    from spaceless.console import screen
-
-    found = []
-    for row in networks_bench.rows(networks, job_count(jobs)):
-        found.append(row)
-        screen().print(networks_bench.line(row), markup=False)
-    content = {"summary": networks_bench.summary(found), "rows": found}
-    record = headed("networks", " ".join(["spaceless bench networks", *networks]), content, also=("timm",))
-    return record, networks_bench.markdown(record)
-
-
-def _speed(name: str, seconds: float | None) -> tuple[dict[str, Any], str]:
-    from spaceless.bench import accuracy, evaluate, floor, shuffle, study, train
-    from spaceless.bench.record import headed
-    from spaceless.console import screen
-
-    if seconds is not None and not 0 < seconds < float("inf"):
-        raise InputError("--seconds", found=seconds, expected="more than 0", cure="leave it out for a sensible time")
-    out = screen()
-    rooms = {"train": train, "accuracy": accuracy, "shuffle": shuffle, "evaluate": evaluate, "floor": floor,
-             "study": study}
-    room = rooms[name]
-    content = room.run(room.SECONDS if seconds is None else seconds, lambda text: out.print(text, markup=False))
-    command = f"spaceless bench {name}" + ("" if seconds is None else f" --seconds {seconds:g}")
-    record = headed(name, command, content)
-    return record, room.markdown(record)
 
 
 def watch(dirs: Sequence[Path], html: Path | None, every: int, open_report: bool) -> None:

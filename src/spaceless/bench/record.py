@@ -1,12 +1,29 @@
-"""What every measurement is stored with: its command, date, versions, hardware and threads."""
+"""How measurements run, and what they are stored with: command, date, versions, hardware and threads."""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+
+def in_processes(
+    row: Callable[..., dict[str, Any]], wanted: Sequence[Sequence[Any]], jobs: int,
+) -> Iterator[dict[str, Any]]:
+    """Yield `row(*each)` for each in `wanted`, in order, computed by `jobs` processes of one thread."""
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_one_thread) as pool:
+        yield from pool.map(row, *zip(*wanted, strict=True))
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
 
 
 def headed(name: str, command: str, content: dict[str, Any], *, also: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -1,0 +1,82 @@
+"""What the verb `bench` does: one measurement of the tool itself, written as a record and a page, and shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from spaceless.errors import InputError, SpacelessError
+from spaceless.work import job_count
+
+
+def bench(
+    name: str | None, networks: Sequence[str], jobs: int | None, seconds: float | None, out: Path, as_json: bool,
+) -> None:
+    """Run the measurement called `name`, write its record and page, and show where they are; without a name list all.
+
+    Raises:
+        InputError: An option of another measurement.
+        SpacelessError: What was measured is not what the tool promises.
+
+    """
+    from spaceless import show
+    from spaceless.bench.record import write
+
+    if name is None:
+        show.benches(as_json)
+        return
+    if name in ("networks", "receptive-fields", "costs"):
+        _refuse(name, "--seconds", seconds)
+        record, page = _row_by_row(name, networks, job_count(jobs))
+    else:
+        _refuse(name, "NETWORKS", " ".join(networks) or None)
+        _refuse(name, "--jobs", jobs)
+        record, page = _speed(name, seconds)
+    paths = write(record, page, out)
+    show.bench(record, page, paths, as_json)
+    if failing := record.get("summary", {}).get("failing"):
+        raise SpacelessError(
+            f"bench {name}", found=f"{len(failing)} rows that break a promise: {', '.join(failing)}",
+            expected="none", cure="look at the page; this is a bug, please report it",
+        )
+
+
+def _refuse(name: str, option: str, value: object) -> None:
+    if value is not None:
+        raise InputError(option, found=value, expected=f"nothing, with bench {name}", cure="leave it out")
+
+
+def _row_by_row(name: str, chosen: Sequence[str], jobs: int) -> tuple[dict[str, Any], str]:
+    """Run a measurement that has a row for each network."""
+    from spaceless.bench import costs, networks, receptive_fields
+    from spaceless.bench.record import headed
+    from spaceless.console import screen
+
+    out = screen()
+    room = {"networks": networks, "receptive-fields": receptive_fields, "costs": costs}[name]
+    found = []
+    for row in room.rows(chosen, jobs):
+        found.append(row)
+        out.print(room.line(row), markup=False)
+    content = {"summary": room.summary(found), "rows": found}
+    record = headed(name, " ".join(["spaceless bench", name, *chosen]), content, also=("timm",))
+    return record, room.markdown(record)
+
+
+def _speed(name: str, seconds: float | None) -> tuple[dict[str, Any], str]:
+    """Run a measurement of speed, `seconds` for each of its cases."""
+    from spaceless.bench import accuracy, evaluate, floor, shuffle, study, train
+    from spaceless.bench.record import headed
+    from spaceless.console import screen
+
+    if seconds is not None and not 0 < seconds < float("inf"):
+        raise InputError("--seconds", found=seconds, expected="more than 0", cure="leave it out for a sensible time")
+    out = screen()
+    rooms = {"train": train, "accuracy": accuracy, "shuffle": shuffle, "evaluate": evaluate, "floor": floor,
+             "study": study}
+    room = rooms[name]
+    content = room.run(room.SECONDS if seconds is None else seconds, lambda text: out.print(text, markup=False))
+    command = f"spaceless bench {name}" + ("" if seconds is None else f" --seconds {seconds:g}")
+    record = headed(name, command, content)
+    return record, room.markdown(record)
