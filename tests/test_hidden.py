@@ -55,6 +55,29 @@ class Unfolded(nn.Module):
         return functional.fold(functional.unfold(x, 3, padding=1), (16, 16), 3, padding=1)
 
 
+class ChannelAttention(nn.Module):
+    """Efficient channel attention (Wang et al. 2020): a kernel over the channels of the pooled vector."""
+
+    def __init__(self, *, vector):
+        super().__init__()
+        self.conv, self.vector = nn.Conv1d(1, 1, 3, padding=1), vector
+
+    def forward(self, x):
+        pooled = x.mean((2, 3)) if self.vector else x.mean((2, 3), keepdim=True)
+        return x * torch.sigmoid(self.conv(pooled.view(x.shape[0], 1, -1))).view(x.size(0), -1, 1, 1)
+
+
+class Rows(nn.Module):
+    """A kernel over positions, one after the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv1d(8, 8, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(x.flatten(2)).view_as(x)
+
+
 class LastScale(nn.Module):
     """A layer scale on a map (N, H, W, C)."""
 
@@ -69,6 +92,7 @@ class LastScale(nn.Module):
 KERNEL, PLACES = "spatial weights that are no Conv2d", "weights that tell positions apart"
 HIDDEN = {
     "function": (lambda: Function(trained=True), KERNEL), "unfold": (Unfolded, KERNEL),
+    "rows": (Rows, KERNEL),
     "transposed": (lambda: nn.ConvTranspose2d(8, 8, 3, padding=1), KERNEL),
     "embedding": (lambda: Place(last=False), PLACES), "embedding, channels last": (lambda: Place(last=True), PLACES),
     "relative": (Relative, PLACES),
@@ -80,21 +104,22 @@ HIDDEN = {
 def test_refused_by_name_behind_the_change_and_left_alone_in_front_of_it(which, method):
     make, found = HIDDEN[which]
     model = Classifier(ConvBlock(3, 8), ConvBlock(8, 8), make(), channels=8)
-    with pytest.raises(SurgeryError, match=rf"features\.2: found {found} \(.*\), expected .*; ") as caught:
+    with pytest.raises(SurgeryError, match=rf"features\.2(\.conv)?: found {found} \(.*\), expected .*; ") as caught:
         remove_spatial(model, method, 1, image_size=16)
     assert "change only units behind it" in str(caught.value)
     front = Classifier(ConvBlock(3, 8), make(), ConvBlock(8, 8), channels=8)
     small, changes = remove_spatial(front, method, 1, image_size=16)
     assert {change.unit for change in changes} == {2}
     assert small(images(2, 16)).shape == (2, 4)
-    with pytest.raises(SurgeryError, match=rf"features\.1: found {found}"):
+    with pytest.raises(SurgeryError, match=rf"features\.1(\.conv)?: found {found}"):
         remove_spatial(front, method, 2, image_size=16)
 
 
 @pytest.mark.parametrize("method", ["shuffle", "gap_fc", "conv1x1"])
 @pytest.mark.parametrize("harmless", [
-    lambda: Gate(8), lambda: Function(trained=False), LastScale, lambda: nn.PReLU(8)],
-    ids=["gate", "filter", "layer scale", "PReLU"])
+    lambda: Gate(8), lambda: Function(trained=False), LastScale, lambda: nn.PReLU(8),
+    lambda: ChannelAttention(vector=True), lambda: ChannelAttention(vector=False)],
+    ids=["gate", "filter", "layer scale", "PReLU", "channel attention of a vector", "of a map of one position"])
 def test_what_treats_all_positions_alike_is_not_refused(harmless, method):
     model = Classifier(ConvBlock(3, 8), ConvBlock(8, 8), harmless(), channels=8)
     small, _ = remove_spatial(model, method, 1, image_size=16)

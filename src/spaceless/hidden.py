@@ -47,7 +47,8 @@ def refuse_hidden(traced: Trace, targets: list[Unit]) -> None:
     for node in behind:
         unfolded = node.op == "call_function" and _name(node) in _UNFOLDING
         kernel = is_filter(traced, node) and is_learned(traced, node)
-        if kernel or unfolded or isinstance(traced.module_of(node), _KERNEL_MODULES):
+        module = isinstance(traced.module_of(node), _KERNEL_MODULES)
+        if (kernel or unfolded or module) and _sees_positions(traced, node):
             raise SurgeryError(
                 _place(traced, node), found=f"spatial weights that are no Conv2d ({node.name})",
                 expected="spatial convolutions as nn.Conv2d modules",
@@ -59,6 +60,25 @@ def refuse_hidden(traced: Trace, targets: list[Unit]) -> None:
                 _place(traced, node), found=f"weights that tell positions apart ({node.name})",
                 expected="layers that treat all positions alike", cure="change only units behind it",
             )
+
+
+def _sees_positions(traced: Trace, node: fx.Node) -> bool:
+    """Tell whether what `node` reads comes from a map of several positions without having been pooled on the way.
+
+    A kernel over the channels of a pooled vector, as in efficient channel attention, sees none.
+    """
+    seen, waiting = set(), list(node.all_input_nodes[:1])
+    while waiting:
+        source = waiting.pop()
+        shape = traced.shapes.get(source, ())
+        size = source.target is getattr or _name(source) in ("size", "dim")  # a number read off a map, not the map
+        if size or source in seen or len(shape) == 2 or (len(shape) == 4 and traced.sides(source) == (1, 1)):
+            continue
+        if len(shape) == 4:
+            return True
+        seen.add(source)
+        waiting += source.all_input_nodes
+    return False
 
 
 def _independent(traced: Trace) -> set[fx.Node]:

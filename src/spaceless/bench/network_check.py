@@ -60,6 +60,9 @@ def awake(model: nn.Module, x: Tensor) -> nn.Module:
     constant parameters are drawn anew, and normalisations take the moments of x.
     """
     model = copy.deepcopy(model)
+    for module in model.modules():  # a branch that is dropped at random would make a pass another one each time
+        for name in {"p", "drop_prob"} & set(vars(module)):
+            setattr(module, name, 0.0)
     source = generator(0, "network check")
     for name, parameter in model.named_parameters():
         if parameter.numel() == 1 or bool((parameter == parameter.flatten()[0]).all()):
