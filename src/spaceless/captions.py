@@ -22,6 +22,15 @@ def accuracy_caption(panel: Panel, tolerance: float, ringed: bool) -> str:
     return " ".join(parts)
 
 
+def latency_caption(panel: Panel) -> str:
+    """Return where the latencies of `panel` come from, and how far they can be trusted."""
+    machines = sorted({machine for row in panel.rows for machine in row.timed_on})
+    where = f"on the machine that trained ({machines[0]})" if len(machines) == 1 else (
+        f"on the machines that trained, whose times do not compare ({'; '.join(machines)})")
+    return (f"Latency: the median time of a forward pass of one image in fp32, measured after training {where}; where "
+            "several trials ran at a time it is noisy.")
+
+
 def drawing_caption(panel: Panel, tolerance: float) -> str:
     """Return how to read the drawing of `panel`."""
     words = {"shuffle": "S: Shuffle Conv", "gap_fc": "FC: fully connected, behind a global pooling (the thick bar)",
