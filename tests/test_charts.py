@@ -97,7 +97,7 @@ def test_parameters_are_drawn_below_where_they_vary():
 
 def test_pointing_at_a_mark_tells_its_latency():
     spec = panel_chart(_panel([outcome(latency=0.002), outcome("shuffle", 1)]))
-    (marks,) = [layer for layer in _layers(spec) if _kind(layer) == "point"]
+    marks = next(layer for layer in _layers(spec) if _kind(layer) == "point")
     assert {"field": "time", "title": "latency", "type": "nominal"} in marks["encoding"]["tooltip"]
     assert [v["time"] for v in _values(spec, marks)] == ["2.000 ms", ""]
 

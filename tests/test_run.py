@@ -134,7 +134,7 @@ def test_latency_is_of_the_trained_network_in_the_format_of_fp32_and_changes_not
     monkeypatch.setattr(run, "latency", timed)
     found = run_trial(made, Place(tmp_path, device="cpu"))
     ((*how, weights),) = seen
-    assert how == [8, 1, 20, {True}, False]
+    assert how == [20, 1, 20, {True}, False]
     stored = load_file(tmp_path / made.id / "model.safetensors")
     assert stored.keys() == weights.keys()
     assert all(torch.equal(stored[name], weights[name]) for name in stored)
