@@ -29,6 +29,25 @@ def test_only_axes_with_several_places_are_offered():
     assert places(points(_panel([outcome(units=None), outcome("shuffle", 1, units=None)]))) == ()
 
 
+def _timed(*latencies):
+    return [outcome("shuffle" if k else "baseline", k, latency=t) for k, t in enumerate(latencies)]
+
+
+def test_latency_is_offered_only_where_every_drawn_point_has_one():
+    assert [p.field for p in places(points(_panel(_timed(0.002, 0.003, 0.004))))] == ["share", "latency"]
+    assert [p.field for p in places(points(_panel(_timed(0.002, 0.003, None))))] == ["share"]
+    failed = outcome("shuffle", 3, status="failed")  # draws no point
+    assert [p.field for p in places(points(_panel([*_timed(0.002, 0.003), failed])))] == ["share", "latency"]
+
+
+def test_a_chart_over_latency_has_its_points_at_their_milliseconds():
+    panel = _panel(_timed(0.002, 0.0035))
+    assert {p["x"]: (p["latency"], p["time"]) for p in points(panel)} == {0: (2.0, "2.000 ms"), 1: (3.5, "3.500 ms")}
+    assert {p["latency"] for p in printed_points(_panel(_timed(0.002, 0.0035), "fig2-vgg16"))} == {None}
+    picture = svg(at_place(panel_chart(panel, 1.0), BY_FIELD["latency"]))
+    assert "forward pass (ms)" in picture
+
+
 def test_points_know_their_share_and_size():
     found = {p["x"]: (p["share"], p["params"], p["macs"]) for p in points(_panel(_saving()))}
     assert found[0] == (0.0, 34.0, 314.0)

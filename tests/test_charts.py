@@ -95,6 +95,13 @@ def test_parameters_are_drawn_below_where_they_vary():
     assert [v["params"] for v in _values(smaller, smaller["vconcat"][1]["layer"][0])] == [34.0, 30.0]
 
 
+def test_pointing_at_a_mark_tells_its_latency():
+    spec = panel_chart(_panel([outcome(latency=0.002), outcome("shuffle", 1)]))
+    marks = next(layer for layer in _layers(spec) if _kind(layer) == "point")
+    assert {"field": "time", "title": "latency", "type": "nominal"} in marks["encoding"]["tooltip"]
+    assert [v["time"] for v in _values(spec, marks)] == ["2.000 ms", ""]
+
+
 def test_nothing_measured_gives_no_picture():
     assert panel_chart(_panel([], [Planned(trial=outcome("gap_fc", 2).trial)])) is None
 

@@ -157,6 +157,23 @@ def test_trials_and_tests_that_no_study_planned_are_shown_too(tmp_path):
     assert len(gather([tmp_path], "fig2-vgg16").sections) == 1
 
 
+def test_a_chart_that_can_be_drawn_over_latency_says_where_it_was_measured(tmp_path):
+    made = [outcome("shuffle" if k else "baseline", k, latency=0.002 + k / 1000) for k in range(3)]
+    figure = gather([store(tmp_path, *made)]).sections[0].figures[0]
+    assert "latency" in figure.views
+    assert "after training on the machine that trained (2 cores, 1 thread)" in figure.caption
+    assert "noisy" in figure.caption
+    store(tmp_path, made[1].model_copy(update={"threads": 2}))
+    caption = gather([tmp_path]).sections[0].figures[0].caption
+    assert "do not compare (2 cores, 1 thread; 2 cores, 2 threads)" in caption
+    store(tmp_path, made[2].model_copy(update={"latency": None}))
+    page = gather([tmp_path])
+    assert "noisy" in dict(page.facts)["Latency"]  # the table still has those that were measured
+    figure = page.sections[0].figures[0]
+    assert "latency" not in figure.views
+    assert "Latency" not in figure.caption
+
+
 def test_csv_is_exact_and_empty_where_nothing_was_measured(tmp_path):
     made = _study(tmp_path, {0: (74.0, 75.0), 2: (73.0,)})
     store(tmp_path, outcome("conv1x1", 2, seed=1, status="failed"))

@@ -1,15 +1,17 @@
 """Rows: hand-worked means and spreads, and nothing that is missing becomes a number."""
 
+import csv
+import io
 import math
 
 import pytest
 
 from made_outcomes import calibration, manifest, outcome, store
 from spaceless.errors import InputError
-from spaceless.findings import free_ks, panels, standard_error, verdicts
+from spaceless.findings import DASH, free_ks, panels, standard_error, verdicts
 from spaceless.paper import experiment
 from spaceless.rows import Planned, frame, load, rows
-from spaceless.tables import panel_table
+from spaceless.tables import csv_lines, panel_table
 from spaceless.trial import RECIPES, Evaluation, Trial
 
 
@@ -78,6 +80,32 @@ def test_a_printed_best_of_all_k_belongs_to_no_single_row():
     recipe = RECIPES["paper"].model_copy(update={"augment": "none"})
     made = [outcome("conv1x1", k, model="resnet50", recipe=recipe) for k in (2, 4)]
     assert [r.paper_top1 for r in rows(made, experiment=experiment("table2-right"))] == [None, None]
+
+
+def test_latency_is_the_median_over_runs_in_milliseconds_of_the_network_as_trained():
+    made = [outcome(seed=s, latency=t, extra={3: (1.0,)}) for s, t in enumerate((0.002, 0.003, 0.007, None))]
+    found = {row.shuffle_last: row for row in rows([*made, outcome("gap_fc", 1)])
+             if row.trial.method == "baseline"}
+    assert (found[None].latency, found[None].timed_on) == (3.0, ("2 cores, 1 thread",))
+    assert (found[3].latency, found[3].timed_on) == (None, ())
+    (untimed,) = rows([outcome("gap_fc", 1)])
+    assert (untimed.latency, untimed.timed_on) == (None, ())
+
+
+def test_latency_is_in_table_csv_and_frame_and_missing_where_it_was_not_measured(tmp_path):
+    made = [outcome(latency=0.00125), outcome("gap_fc", 1)]
+    (panel,) = panels(rows(made))
+    table = panel_table(panel)
+    place = [c.name for c in table.columns].index("latency")
+    assert table.columns[place].about == "ms"
+    assert [line[place] for line in table.lines] == ["1.250", DASH]
+    assert "latency" not in [c.name for c in panel_table(panels(rows(made[1:]))[0]).columns]
+    lines = list(csv.DictReader(io.StringIO(csv_lines(("", row) for row in rows(made)))))
+    assert [line["latency_ms"] for line in lines] == ["1.25", ""]
+    assert [line["receptive_field"] for line in lines] == ["", ""]
+    read = frame(store(tmp_path, *made)).set_index("method").latency_ms
+    assert read["baseline"] == 1.25
+    assert math.isnan(read["gap_fc"])
 
 
 def test_load_reads_a_run_folder_and_a_single_trial(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from spaceless import run
+from spaceless.cost import latency
+from spaceless.distributed import Share
 from spaceless.errors import DataError, InputError, Interrupted
 from spaceless.evaluation import evaluate
 from spaceless.retest import evaluate_run, profile_run
@@ -71,6 +75,8 @@ def test_the_outcome_holds_what_was_done_and_measured(done):
     assert len(set(evaluation.top1)) > 1
     assert torch.__version__.startswith(found.versions["torch"])
     assert found.seconds > 0
+    assert 0 < found.latency.lower <= found.latency.median <= found.latency.upper
+    assert (found.latency.batch, found.latency.repeats) == (1, 20)
     assert sorted(p.name for p in place.store.folder(made).iterdir() if p.is_file()) == [
         "model.safetensors", "outcome.json", "trial.json"]
     assert not place.store.states(made).exists()
@@ -114,6 +120,37 @@ def test_interrupted_and_resumed_it_comes_to_the_same(done, tmp_path, steps):
     assert not Store(tmp_path).states(made).exists()
 
 
+def test_latency_is_of_the_trained_network_in_the_format_of_fp32_and_changes_nothing_else(tmp_path, monkeypatch):
+    seen, clock = [], time.perf_counter
+
+    def timed(model, image_size, *, batch, repeats):
+        weights = {name: part.clone() for name, part in model.state_dict().items()}
+        formats = {part.is_contiguous() for part in model.parameters()}
+        seen.append((image_size, batch, repeats, formats, torch.is_autocast_enabled("cpu"), weights))
+        monkeypatch.setattr(time, "perf_counter", lambda: clock() + 1000)  # as if it took long
+        return latency(model, image_size, batch=batch, repeats=repeats)
+
+    made = trial(method="shuffle", k=1, recipe=RECIPE.model_copy(update={"precision": "bf16", "epochs": 1}))
+    monkeypatch.setattr(run, "latency", timed)
+    found = run_trial(made, Place(tmp_path, device="cpu"))
+    ((*how, weights),) = seen
+    assert how == [20, 1, 20, {True}, False]
+    stored = load_file(tmp_path / made.id / "model.safetensors")
+    assert stored.keys() == weights.keys()
+    assert all(torch.equal(stored[name], weights[name]) for name in stored)
+    assert found.seconds < 1000
+
+
+def test_several_processes_measure_no_latency(tmp_path, monkeypatch):
+    def timed(*_, **__):
+        raise AssertionError("two processes that share a machine were timed")
+
+    monkeypatch.setattr(run, "latency", timed)
+    monkeypatch.setattr(run, "share", lambda: Share(0, 2))
+    found = run_trial(trial(recipe=RECIPE.model_copy(update={"epochs": 1})), Place(tmp_path, device="cpu"))
+    assert (found.status, found.processes, found.latency) == ("finished", 2, None)
+
+
 WRONG = {
     "model": {"model": "chain:4-X"}, "model of torchvision": {"model": "torchvision:resnet5000"},
     "model of timm": {"model": "timm:resnet5000"},
@@ -152,7 +189,7 @@ def test_a_diverged_trial_is_stored_as_such_and_never_averaged(tmp_path):
     wild = RECIPE.model_copy(update={"learning_rate": 1e300, "optimizer": "sgd", "schedule": "step"})
     place = Place(tmp_path)
     found = run_trial(trial(recipe=wild), place)
-    assert (found.status, found.evaluations, found.top1) == ("diverged", (), None)
+    assert (found.status, found.evaluations, found.top1, found.latency) == ("diverged", (), None, None)
     assert place.store.outcome(found.trial) == found
     assert not place.store.states(found.trial).exists()
     with pytest.raises(InputError, match="diverged"):

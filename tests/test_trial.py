@@ -15,6 +15,7 @@ from spaceless.trial import (
     DataFacts,
     Epoch,
     Evaluation,
+    Latency,
     Outcome,
     Recipe,
     ShuffleOptions,
@@ -227,13 +228,20 @@ def test_outcome_round_trip_and_missing_numbers_stay_missing():
     data = DataFacts(name="x", source="/x", classes=4, image_size=8, train_images=3, test_images=2, digest="ab")
     full = Outcome(
         trial=trial(method="shuffle", k=3), status="finished", units=13, history=(epoch,), data=data, params=1,
+        latency=Latency(median=2e-3, lower=1e-3, upper=3e-3, batch=1, repeats=20),
         changes=(Change(unit=1, path="a.b", before="c", after="d"),), versions={"torch": "2"},
         evaluations=(Evaluation(images=3, top1=(1 / 3, 2 / 3)), Evaluation(shuffle_last=0, images=3, top1=(9.0,))),
     )
     assert parse(Outcome, full.model_dump_json(), "x") == full
     assert full.top1 == pytest.approx(0.5)
     empty = parse(Outcome, Outcome(trial=trial(), status="diverged").model_dump_json(), "x")
-    assert (empty.top1, empty.params, empty.macs, empty.seconds) == (None, None, None, None)
+    assert (empty.top1, empty.params, empty.macs, empty.latency, empty.seconds) == (None,) * 5
+
+
+def test_an_outcome_from_before_latency_was_measured_is_read():
+    old = Outcome(trial=trial(), status="finished").model_dump(mode="json")
+    del old["latency"]
+    assert parse(Outcome, json.dumps(old), "x").latency is None
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity"])

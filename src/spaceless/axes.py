@@ -1,4 +1,4 @@
-"""The other horizontal axes of a chart over K: the share of the units, parameters, multiply-adds."""
+"""The other horizontal axes of a chart over K: the share of the units, parameters, multiply-adds, latency."""
 
 from __future__ import annotations
 
@@ -20,17 +20,24 @@ class Place:
 
 
 K_PLACE = Place("x", "K", "K: modified units, counted from the last one")
+LATENCY_PLACE = Place("latency", "latency", "latency: median time of a forward pass (ms)")
 PLACES = (
     Place("share", "share of the units", "modified share of the units, from the last one (%)"),
     Place("params", "parameters", "parameters (M)"),
     Place("macs", "multiply-adds", "multiply-adds per image (M)"),
+    LATENCY_PLACE,
 )
 
 
 def places(measured: Sequence[Record]) -> tuple[Place, ...]:
-    """Return the axes that `measured` can be drawn over besides K: those on which it has more than one place."""
+    """Return the axes that `measured` can be drawn over besides K: those on which it has more than one place.
+
+    Latency only where every drawn point has one: outcomes of earlier versions have none, and would go unnoticed.
+    """
     drawn = [each for each in measured if each["y"] is not None]
-    return tuple(place for place in PLACES if len({each[place.field] for each in drawn} - {None}) > 1)
+    timed = all(each[LATENCY_PLACE.field] is not None for each in drawn)
+    return tuple(place for place in PLACES if len({each[place.field] for each in drawn} - {None}) > 1
+                 and (timed or place is not LATENCY_PLACE))
 
 
 def at_place(spec: Spec, place: Place) -> Spec:

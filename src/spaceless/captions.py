@@ -22,6 +22,18 @@ def accuracy_caption(panel: Panel, tolerance: float, ringed: bool) -> str:
     return " ".join(parts)
 
 
+_LATENCY = ("the median time of a forward pass of one image in fp32, measured after training {where}; where several "
+            "trials ran at a time it is noisy")
+
+
+def latency_caption(panel: Panel) -> str:
+    """Return where the latencies of `panel` come from, and how far they can be trusted."""
+    machines = sorted({machine for row in panel.rows for machine in row.timed_on})
+    where = f"on the machine that trained ({machines[0]})" if len(machines) == 1 else (
+        f"on the machines that trained, whose times do not compare ({'; '.join(machines)})")
+    return f"Latency: {_LATENCY.format(where=where)}."
+
+
 def drawing_caption(panel: Panel, tolerance: float) -> str:
     """Return how to read the drawing of `panel`."""
     words = {"shuffle": "S: Shuffle Conv", "gap_fc": "FC: fully connected, behind a global pooling (the thick bar)",
@@ -78,6 +90,7 @@ def facts(outcomes: Sequence[Outcome]) -> tuple[tuple[str, str], ...]:
         ("Versions", ", ".join(versions)),
         ("Trained", " to ".join(dict.fromkeys(_moment(s) for s in (started[0], started[-1]))) if started else ""),
         ("Cost", _cost(outcomes)),
+        ("Latency", _LATENCY.format(where="on the same hardware") if any(o.latency for o in outcomes) else ""),
     )
     return tuple((name, text) for name, text in found if text)
 

@@ -73,7 +73,8 @@ def series_ink(panel: Panel, names: Sequence[str], printed: bool = False, legend
 
 
 _TOOLTIP = (("trial", "trial"), ("x", "x"), ("accuracy", "top-1"), ("runs", "runs"), ("printed", "paper"),
-            ("size", "parameters"), ("work", "multiply-adds"), ("folders", "folder"))
+            ("size", "parameters"), ("work", "multiply-adds"), ("time", "latency"),
+            ("folders", "folder"))
 
 
 def tooltip() -> list[alt.Tooltip]:

@@ -47,7 +47,8 @@ def _relative(panel: Panel) -> list[Record]:
 def record(name: str, x: int, row: Row, zero: float) -> Record:
     """Return the drawn point of `row` at `x` on the line `name`; its accuracy is counted from `zero` (percent).
 
-    `share` (percent of the units), `params` and `macs` (millions) are the other places it can be drawn at.
+    `share` (percent of the units), `params` and `macs` (millions) and `latency` (milliseconds) are the other places
+    it can be drawn at.
     """
     y = None if row.top1 is None else row.top1 - zero
     spread = row.spread if y is not None else None
@@ -59,6 +60,7 @@ def record(name: str, x: int, row: Row, zero: float) -> Record:
         "share": share(x, row),
         "params": None if row.params is None else row.params / 1e6,
         "macs": None if row.macs is None else row.macs / 1e6,
+        "latency": row.latency,
         "trial": row.trial.label.removesuffix(f" seed {row.trial.seed}"),
         "runs": f"n = {row.n}" + (f", seed {', '.join(map(str, row.seeds))}" if row.seeds else ""),
         "folders": folders,
@@ -66,6 +68,7 @@ def record(name: str, x: int, row: Row, zero: float) -> Record:
         + ("" if row.spread is None else f" \N{PLUS-MINUS SIGN} {row.spread:.2f}"),
         "size": "" if row.params is None else f"{row.params / 1e6:.3f} M",
         "work": "" if row.macs is None else f"{row.macs / 1e6:,.1f} M",
+        "time": "" if row.latency is None else f"{row.latency:,.3f} ms",
         "printed": "" if row.paper_top1 is None else f"{row.paper_top1:.2f} %",
     }
 
@@ -99,7 +102,7 @@ def printed_points(panel: Panel) -> list[Record]:
         name = "baseline" if base else scheme_name(row) if mismatch else panel.series(row)
         # the paper's own size, which says nothing beside a network of another width
         found += [{
-            "series": name, "x": x, "y": p.top1, "share": share(x, row), "macs": None,
+            "series": name, "x": x, "y": p.top1, "share": share(x, row), "macs": None, "latency": None,
             "params": p.params_m if row.trial.width == 1 else None,
             "accuracy": f"{p.top1:.2f} %", "source": p.source, "base": base,
         } for p in row.printed if p.top1 is not None]

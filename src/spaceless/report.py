@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spaceless import captions
-from spaceless.axes import places
+from spaceless.axes import LATENCY_PLACE, places
 from spaceless.commands import train_commands
 from spaceless.errors import InputError, unknown_name
 from spaceless.files import write, write_files
@@ -183,7 +183,10 @@ def _figures(
             over_k = panel.x == "k"
             ringed = over_k and any(f.k for f in free_ks(panel, tolerance))
             caption = captions.accuracy_caption(panel, tolerance, ringed)
-            figures.append(Figure(f"{name} accuracy", caption, spec, places(marked(panel)) if over_k else ()))
+            axes = places(marked(panel)) if over_k else ()
+            if LATENCY_PLACE in axes:
+                caption = f"{caption} {captions.latency_caption(panel)}"
+            figures.append(Figure(f"{name} accuracy", caption, spec, axes))
         if spec := drawing_chart(panel, tolerance):
             caption = captions.drawing_caption(panel, tolerance)
             figures.append(Figure(f"{name} network", caption, spec))

@@ -80,6 +80,9 @@ class Row:
     Accuracies and spreads are in percent and percentage points. `top1` is the mean over runs; `spread` the standard
     deviation over runs (None for fewer than two); `shuffle_spread` the mean over runs of the standard deviation over
     repeated evaluations (None for single passes). `params` and `macs` are counts, `receptive_field` is in pixels.
+    `latency` is the median over runs of their median time for one batch, in milliseconds (None for a test scheme that
+    is not the one of the training: it changes the network and is not timed), `timed_on` the machines it was measured
+    on.
     `images` counts the test images of all runs together. `seeds` are those of the runs that count and `ids` name their
     folders; runs that failed, diverged or are missing are named by their seeds and never averaged in. `changes` are
     those of surgery.
@@ -100,6 +103,8 @@ class Row:
     image_size: int | None = None
     params: int | None = None
     macs: int | None = None
+    latency: float | None = None
+    timed_on: tuple[str, ...] = ()
     receptive_field: int | None = None
     failed: tuple[int, ...] = ()
     diverged: tuple[int, ...] = ()
@@ -225,6 +230,7 @@ class _Group:
         means = [e.mean for _, e in runs]
         spreads = [e.spread for _, e in runs if e.spread is not None]
         fives = [e.top5 for _, e in runs if e.top5 is not None]
+        timed = [(o, o.latency.median) for o, _ in runs if scheme is None and o.latency]
         seeds = {o.trial.seed for o, _ in runs}
         ended = {status: _seeds(o for o in self.outcomes if o.status == status) for status in ("failed", "diverged")}
         known = seeds.union(*ended.values())
@@ -244,6 +250,8 @@ class _Group:
             image_size=_first(o.data.image_size if o.data else o.trial.image_size for o in self.outcomes),
             params=_first(o.params for o in self.outcomes),
             macs=_first(o.macs for o in self.outcomes),
+            latency=1000 * statistics.median(seconds for _, seconds in timed) if timed else None,
+            timed_on=tuple(sorted({_machine(o) for o, _ in timed})),
             receptive_field=_first(o.receptive_field for o in self.outcomes),
             failed=ended["failed"],
             diverged=ended["diverged"],
@@ -270,6 +278,12 @@ def _first(values: Iterable[int | None]) -> int | None:
     return next((v for v in values if v is not None), None)
 
 
+def _machine(outcome: Outcome) -> str:
+    threads = outcome.threads
+    said = "" if threads is None else "1 thread" if threads == 1 else f"{threads} threads"
+    return ", ".join(filter(None, (outcome.hardware, said)))
+
+
 def _order(row: Row) -> tuple[Any, ...]:
     trial = row.trial
     return (
@@ -287,8 +301,9 @@ def _natural(name: str) -> list[tuple[int, str]]:
 def frame(dirs: str | Path | Sequence[str | Path]) -> pd.DataFrame:
     """Return a tidy data frame of all outcomes under `dirs`, one line per outcome and test scheme.
 
-    Accuracies (`top1`, `top5`) and `spread` over repeats are in percent; what was not measured is missing (NaN or
-    NA), also for trials that failed. Raises InputError for a folder that does not exist.
+    Accuracies (`top1`, `top5`) and `spread` over repeats are in percent, `latency_ms` is the median time for one batch
+    in milliseconds; what was not measured is missing (NaN or NA), also for trials that failed. Raises InputError for a
+    folder that does not exist.
     """
     import pandas as pd
 
@@ -306,7 +321,7 @@ _COLUMNS = {
     "shuffle_last": "Int64", "repeats": "Int64", "images": "Int64",
     **dict.fromkeys(("top1", "spread", "top5"), "float64"),
     **dict.fromkeys(("params", "macs", "receptive_field"), "Int64"),
-    "seconds": "float64", "precision": "object", "error": "object",
+    **dict.fromkeys(("latency_ms", "seconds"), "float64"), "precision": "object", "error": "object",
 }
 
 
@@ -318,6 +333,8 @@ def _line(outcome: Outcome, evaluation: Evaluation | None) -> dict[str, Any]:
              "augment": trial.recipe.augment, "downsample": trial.downsample if trial.method == "conv1x1" else None,
              "image_size": data.image_size if data else trial.image_size,
              "train_images": data.train_images if data else trial.train_images}
+    if outcome.latency and (evaluation is None or evaluation.shuffle_last is None):
+        line["latency_ms"] = 1000 * outcome.latency.median
     if evaluation is not None:
         line |= {"shuffle_last": evaluation.shuffle_last, "repeats": len(evaluation.top1), "top1": evaluation.mean,
                  "images": evaluation.images, "spread": evaluation.spread, "top5": evaluation.top5}

@@ -8,7 +8,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib.metadata import version
@@ -20,7 +20,7 @@ from torch import nn
 
 from spaceless import checkpoint
 from spaceless.allocator import keep_memory
-from spaceless.cost import cost
+from spaceless.cost import cost, latency
 from spaceless.data import Images, open_images
 from spaceless.data.broken import broken_note
 from spaceless.data.controls import is_control, make_control
@@ -34,7 +34,7 @@ from spaceless.shuffle import shuffles
 from spaceless.store import WEIGHTS, Store
 from spaceless.surgery import remove_spatial
 from spaceless.training import Progress, States, Training, train
-from spaceless.trial import Change, DataFacts, Evaluation, Outcome, Trial
+from spaceless.trial import Change, DataFacts, Evaluation, Latency, Outcome, Trial
 from spaceless.units import find_units
 
 
@@ -110,6 +110,8 @@ def run_trial(
 ) -> Outcome:
     """Train and evaluate `trial`, store its outcome and return it; a finished trial is returned as it is stored.
 
+    The latency of the trained network is measured last of all, see `_latency`, and changes nothing else.
+
     Raises:
         InputError: Bad name, missing data, impossible surgery. Nothing was written.
         Interrupted: `stop` returned a signal number; the same call resumes.
@@ -147,6 +149,8 @@ def run_trial(
     if place.keep_weights and mine.rank == 0:
         checkpoint.atomic_write(folder / WEIGHTS, weights)
     field = _field(model, data.image_size)
+    seconds = sum(epoch.seconds for epoch in training.history) + time.perf_counter() - trained
+    alone = mine.count == 1 and not training.diverged
     outcome = Outcome(
         trial=trial, status="diverged" if training.diverged else "finished", units=units, changes=tuple(changes),
         params=costs.params, macs=costs.macs, receptive_field=field and field[0], receptive_stride=field and field[1],
@@ -154,7 +158,7 @@ def run_trial(
         precision=precision, weights_sha256=hashlib.sha256(weights).hexdigest(), versions=versions(),
         hardware=hardware(device), threads=torch.get_num_threads(), processes=mine.count,
         started=started.isoformat(timespec="seconds"),
-        seconds=round(sum(epoch.seconds for epoch in training.history) + time.perf_counter() - trained, 3),
+        seconds=round(seconds, 3), latency=_latency(model, data.image_size) if alone else None,
     )
     if mine.rank == 0:
         store.finish(outcome)
@@ -176,6 +180,18 @@ def _field(model: nn.Module, image_size: int) -> tuple[int, int] | None:
     except InputError:
         return None
     return found.size, math.ceil(found.stride)
+
+
+def _latency(model: nn.Module, image_size: int) -> Latency:
+    """Return the seconds of a forward pass of one image, over 20 passes after 3 of warm-up, where `model` is now.
+
+    Timed is the network in evaluation mode, in fp32 and contiguous memory format, without autocast, even if it was
+    trained in bf16 and channels_last; a network that shuffles draws its permutations in every pass. So the figure is
+    that of `inspect --latency`. The model is left in contiguous format.
+    """
+    # bf16 training leaves the weights in channels_last, which costs in fp32: precisions would not be comparable.
+    plain = model.to(memory_format=torch.contiguous_format)
+    return Latency(**asdict(latency(plain, image_size, batch=1, repeats=20)), batch=1)
 
 
 def choose_device(name: str) -> torch.device:

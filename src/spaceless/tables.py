@@ -61,6 +61,7 @@ def panel_table(panel: Panel) -> Table:
         (Column("parameters", unit), lambda r: number(None if r.params is None else r.params / scale), not alike),
         (Column("paper", "M"), lambda r: number(r.paper_params), sized and not alike),
         (Column("multiply-adds", mac_unit), lambda r: number(None if r.macs is None else r.macs / macs), not alike),
+        (Column("latency", "ms"), lambda r: number(r.latency, 3), any(r.latency is not None for r in rows)),
         (Column("receptive field", "pixels"), lambda r: number(r.receptive_field, 0), field),
         (Column("paper's axis", "pixels"), lambda r: _tick(panel, r), bool(panel.ticks)),
         (Column("not counted", numeric=False), _remark, any(_remark(r) for r in rows)),
@@ -153,8 +154,8 @@ def plain(text: str) -> str:
 _CSV = (
     "study", "model", "data", "method", "k", "only", "strip", "downsample", "image_size", "width", "augment", "recipe",
     "epochs", "train_images", "test_images", "shuffle_last", "n", "seeds", "top1", "spread", "shuffle_spread", "top5",
-    "params", "macs", "receptive_field", "paper_top1", "paper_std", "paper_params_m", "paper_source", "difference",
-    "failed", "diverged", "missing",
+    "params", "macs", "latency_ms", "receptive_field", "paper_top1", "paper_std", "paper_params_m", "paper_source",
+    "difference", "failed", "diverged", "missing",
 )
 
 
@@ -171,9 +172,9 @@ def csv_lines(rows: Iterable[tuple[str, Row]]) -> str:
             study, trial.model, trial.data, trial.method, trial.k, trial.only, trial.strip,
             trial.downsample if trial.method == "conv1x1" else None, row.image_size, trial.width, recipe.augment,
             recipe.name, recipe.epochs, trial.train_images, trial.test_images, row.shuffle_last, row.n, seeds[0],
-            row.top1, row.spread, row.shuffle_spread, row.top5, row.params, row.macs, row.receptive_field,
-            row.paper_top1, _paper_std(row), row.paper_params, first.source if first else None, row.difference,
-            *seeds[1:],
+            row.top1, row.spread, row.shuffle_spread, row.top5, row.params, row.macs, row.latency,
+            row.receptive_field, row.paper_top1, _paper_std(row), row.paper_params, first.source if first else None,
+            row.difference, *seeds[1:],
         ))
     return text.getvalue()
 

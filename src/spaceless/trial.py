@@ -230,8 +230,25 @@ class DataFacts(Spec):
     digest: str
 
 
+_PassSeconds = Annotated[float, Field(gt=0, le=86400)]  # up to a day: what is more was not measured
+
+
+class Latency(Spec):
+    """Median, lower and upper quartile of the seconds for one batch of `batch` images, over `repeats` timed passes."""
+
+    median: _PassSeconds
+    lower: _PassSeconds
+    upper: _PassSeconds
+    batch: Annotated[int, Field(ge=1)]
+    repeats: Annotated[int, Field(ge=2)]
+
+
 class Outcome(Spec):
-    """Everything that is known of a finished trial. A number that was not measured is None, never 0."""
+    """Everything that is known of a finished trial. A number that was not measured is None, never 0.
+
+    `latency` is of the forward pass in fp32 on `hardware` with `threads`, whatever `precision` the training had; it is
+    not part of `seconds`. It is measured where one process trains alone, and only of networks that did not diverge.
+    """
 
     trial: Trial
     status: Literal["finished", "diverged", "failed"]
@@ -242,6 +259,7 @@ class Outcome(Spec):
     macs: int | None = None
     receptive_field: int | None = None
     receptive_stride: int | None = None
+    latency: Latency | None = None
     evaluations: tuple[Evaluation, ...] = ()
     history: tuple[Epoch, ...] = ()
     data: DataFacts | None = None
