@@ -55,6 +55,36 @@ class Unfolded(nn.Module):
         return functional.fold(functional.unfold(x, 3, padding=1), (16, 16), 3, padding=1)
 
 
+class Counted(nn.Module):
+    """An encoding of places that is computed: counted positions through a layer, added to the map or to its rows."""
+
+    def __init__(self, *, rows):
+        super().__init__()
+        self.project, self.rows = nn.Conv2d(1, 8, 1), rows
+
+    def forward(self, x):
+        places = torch.arange(16.0, device=x.device).view(1, 1, 1, 16) * torch.ones(1, 1, 16, 1, device=x.device)
+        places = self.project(places)
+        if self.rows:
+            return (x.flatten(2) + places.flatten(2)).view_as(x)
+        return x + places
+
+
+class Strips(nn.Module):
+    """Coordinate attention: each row and each column by itself."""
+
+    def forward(self, x):
+        return x * torch.sigmoid(x.mean(2, keepdim=True)) * torch.sigmoid(functional.adaptive_avg_pool2d(x, (None, 1)))
+
+
+class Zeros(nn.Module):
+    """The parameter-free shortcut of small ResNets: channels of zeros, and their sum with the map."""
+
+    def forward(self, x):
+        zeros = torch.zeros(1, 8, 16, 16, device=x.device)
+        return (torch.cat([x, x + zeros], 1))[:, :8]
+
+
 class ChannelAttention(nn.Module):
     """Efficient channel attention (Wang et al. 2020): a kernel over the channels of the pooled vector."""
 
@@ -89,13 +119,15 @@ class LastScale(nn.Module):
         return (x.permute(0, 2, 3, 1) * self.scale).permute(0, 3, 1, 2)
 
 
+SIDES = "rows or columns pooled by themselves"
 KERNEL, PLACES = "spatial weights that are no Conv2d", "weights that tell positions apart"
 HIDDEN = {
     "function": (lambda: Function(trained=True), KERNEL), "unfold": (Unfolded, KERNEL),
     "rows": (Rows, KERNEL),
     "transposed": (lambda: nn.ConvTranspose2d(8, 8, 3, padding=1), KERNEL),
     "embedding": (lambda: Place(last=False), PLACES), "embedding, channels last": (lambda: Place(last=True), PLACES),
-    "relative": (Relative, PLACES),
+    "relative": (Relative, PLACES), "counted": (lambda: Counted(rows=False), PLACES),
+    "counted, in rows": (lambda: Counted(rows=True), PLACES), "strips": (Strips, SIDES),
 }
 
 
@@ -124,6 +156,12 @@ def test_what_treats_all_positions_alike_is_not_refused(harmless, method):
     model = Classifier(ConvBlock(3, 8), ConvBlock(8, 8), harmless(), channels=8)
     small, _ = remove_spatial(model, method, 1, image_size=16)
     assert small(images(2, 16)).shape == (2, 4)
+
+
+@pytest.mark.parametrize("method", ["shuffle", "conv1x1"])
+def test_zeros_tell_no_positions_apart(method):
+    model = Classifier(ConvBlock(3, 8), ConvBlock(8, 8), Zeros(), channels=8)
+    assert len(remove_spatial(model, method, 2, image_size=16)[1]) == 2
 
 
 def test_a_layer_scale_within_the_unit():

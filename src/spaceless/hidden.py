@@ -10,6 +10,7 @@ from spaceless.units import Unit
 
 _KERNEL_FUNCTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose2d", "deform_conv2d")
 _UNFOLDING = ("fold", "unfold")
+_COUNTING = ("arange", "linspace", "cumsum", "meshgrid")
 _PRODUCTS = ("matmul", "bmm", "einsum", "baddbmm", "scaled_dot_product_attention")
 _KERNEL_MODULES = (nn.ConvTranspose2d, nn.Unfold, nn.Fold, nn.Conv1d, nn.Conv3d)
 
@@ -43,7 +44,7 @@ def refuse_hidden(traced: Trace, targets: list[Unit]) -> None:
     """
     inside = {node for unit in targets[:1] for node in traced.inside(unit.name)}
     behind = traced.nodes[min(i for i, node in enumerate(traced.nodes) if node in inside):] if inside else ()
-    constant = _independent(traced)
+    constant = _telling(traced)
     for node in behind:
         unfolded = node.op == "call_function" and _name(node) in _UNFOLDING
         kernel = is_filter(traced, node) and is_learned(traced, node)
@@ -59,6 +60,11 @@ def refuse_hidden(traced: Trace, targets: list[Unit]) -> None:
             raise SurgeryError(
                 _place(traced, node), found=f"weights that tell positions apart ({node.name})",
                 expected="layers that treat all positions alike", cure="change only units behind it",
+            )
+        if _one_side(traced, node):
+            raise SurgeryError(
+                _place(traced, node), found=f"rows or columns pooled by themselves ({node.name})",
+                expected="pooling in both directions", cure="change only units behind it",
             )
 
 
@@ -81,14 +87,25 @@ def _sees_positions(traced: Trace, node: fx.Node) -> bool:
     return False
 
 
-def _independent(traced: Trace) -> set[fx.Node]:
-    """Return the nodes that give trained weights, or what is computed from them alone, whatever the image is."""
+def _telling(traced: Trace) -> set[fx.Node]:
+    """Return the nodes that give what may tell positions apart, whatever the image is.
+
+    These are trained weights, numbers that count positions, and what is computed from such alone.
+    """
     parameters = dict(traced.model.named_parameters())
     found: set[fx.Node] = set()
+    uniform: set[fx.Node] = set()  # zeros and ones: the same everywhere
     for node in traced.nodes:
-        trained = node.op == "get_attr" and str(node.target) in parameters
-        if trained or (node.all_input_nodes and found.issuperset(node.all_input_nodes)):
+        tensors = [source for source in node.all_input_nodes if source in traced.shapes]
+        given = found | uniform
+        if node.op == "get_attr":
+            (found if str(node.target) in parameters else uniform).add(node)
+        elif node.op in ("placeholder", "output") or not given.issuperset(tensors):
+            continue
+        elif _name(node) in _COUNTING or not uniform.issuperset(tensors):
             found.add(node)
+        else:
+            uniform.add(node)
     return found
 
 
@@ -97,10 +114,23 @@ def _tells_places(traced: Trace, node: fx.Node, weights: fx.Node) -> bool:
     if _name(node) in _PRODUCTS:
         return True
     shape, result = traced.shapes.get(weights, ()), traced.shapes.get(node, ())
+    if len(result) == 3:  # (N, positions, C) or (N, C, positions)
+        return len(shape) >= 2 and min(shape[-2:]) > 1
     if len(shape) < 2 or len(result) != 4:
         return False
     own = (0, *shape)[-3:-1] if node in traced.channels_last else shape[-2:]
     return any(side > 1 for side in own)
+
+
+def _one_side(traced: Trace, node: fx.Node) -> bool:
+    """Tell whether `node` pools a map along one side only, which leaves the other's positions apart."""
+    maps = [source for source in node.all_input_nodes if len(traced.shapes.get(source, ())) == 4]
+    if len(traced.shapes.get(node, ())) != 4 or not maps or isinstance(traced.module_of(node), nn.Conv2d):
+        return False
+    if _name(node) in ("view", "reshape", "permute", "transpose", "getitem", "matmul", *_PRODUCTS):
+        return False
+    before, after = traced.sides(maps[0]), traced.sides(node)
+    return min(before) > 1 and (after[0] == 1) != (after[1] == 1)
 
 
 def _name(node: fx.Node) -> str:
