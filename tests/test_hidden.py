@@ -77,6 +77,14 @@ class Strips(nn.Module):
         return x * torch.sigmoid(x.mean(2, keepdim=True)) * torch.sigmoid(functional.adaptive_avg_pool2d(x, (None, 1)))
 
 
+class Parts(nn.Module):
+    """Parts of a map, each on its way, as in InceptionNeXt: what comes out of a split depends on the image."""
+
+    def forward(self, x):
+        one, other = torch.split(x, (4, 4), dim=1)
+        return torch.cat([one.relu(), other], 1) + x
+
+
 class Zeros(nn.Module):
     """The parameter-free shortcut of small ResNets: channels of zeros, and their sum with the map."""
 
@@ -149,9 +157,9 @@ def test_refused_by_name_behind_the_change_and_left_alone_in_front_of_it(which, 
 
 @pytest.mark.parametrize("method", ["shuffle", "gap_fc", "conv1x1"])
 @pytest.mark.parametrize("harmless", [
-    lambda: Gate(8), lambda: Function(trained=False), LastScale, lambda: nn.PReLU(8),
+    lambda: Gate(8), lambda: Function(trained=False), LastScale, lambda: nn.PReLU(8), Parts,
     lambda: ChannelAttention(vector=True), lambda: ChannelAttention(vector=False)],
-    ids=["gate", "filter", "layer scale", "PReLU", "channel attention of a vector", "of a map of one position"])
+    ids=["gate", "filter", "layer scale", "PReLU", "parts", "channel attention of a vector", "of a pooled map"])
 def test_what_treats_all_positions_alike_is_not_refused(harmless, method):
     model = Classifier(ConvBlock(3, 8), ConvBlock(8, 8), harmless(), channels=8)
     small, _ = remove_spatial(model, method, 1, image_size=16)

@@ -77,8 +77,8 @@ def _sees_positions(traced: Trace, node: fx.Node) -> bool:
     while waiting:
         source = waiting.pop()
         shape = traced.shapes.get(source, ())
-        size = source.target is getattr or _name(source) in ("size", "dim")  # a number read off a map, not the map
-        if size or source in seen or len(shape) == 2 or (len(shape) == 4 and traced.sides(source) == (1, 1)):
+        pooled = len(shape) == 2 or (len(shape) == 4 and traced.sides(source) == (1, 1))
+        if _is_size(source) or source in seen or pooled:
             continue
         if len(shape) == 4:
             return True
@@ -95,10 +95,13 @@ def _telling(traced: Trace) -> set[fx.Node]:
     parameters = dict(traced.model.named_parameters())
     found: set[fx.Node] = set()
     uniform: set[fx.Node] = set()  # zeros and ones: the same everywhere
+    numbers: set[fx.Node] = set()  # read off a map, not the map
     for node in traced.nodes:
-        tensors = [source for source in node.all_input_nodes if source in traced.shapes]
+        tensors = [source for source in node.all_input_nodes if source not in numbers]
         given = found | uniform
-        if node.op == "get_attr":
+        if _is_size(node) or (node not in traced.shapes and node.all_input_nodes and not tensors):
+            numbers.add(node)
+        elif node.op == "get_attr":
             (found if str(node.target) in parameters else uniform).add(node)
         elif node.op in ("placeholder", "output") or not given.issuperset(tensors):
             continue
@@ -131,6 +134,10 @@ def _one_side(traced: Trace, node: fx.Node) -> bool:
         return False
     before, after = traced.sides(maps[0]), traced.sides(node)
     return min(before) > 1 and (after[0] == 1) != (after[1] == 1)
+
+
+def _is_size(node: fx.Node) -> bool:
+    return node.target is getattr or _name(node) in ("size", "dim")
 
 
 def _name(node: fx.Node) -> str:

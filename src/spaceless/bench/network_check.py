@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -265,8 +266,16 @@ class _Permuting(fx.Interpreter):
         module = self.fetch_attr(str(node.target)) if node.op == "call_module" else None
         if isinstance(module, nn.MaxPool2d | nn.AvgPool2d | nn.LPPool2d) or node.target in WINDOWS:
             return True
-        moves = module is not None or _called(self.module, node) in ("conv2d", "pad", "interpolate", "getitem")
+        layer = module is not None and not isinstance(module, nn.Linear)  # which changes channels wherever they stand
+        moves = layer or _called(self.module, node) in ("conv2d", "pad", "interpolate") or _slices(node)
         return moves and shape[2:] != (1, 1) and maps[0][2:] != shape[2:]
+
+
+def _slices(node: fx.Node) -> bool:
+    """Tell whether `node` leaves out rows or columns, as `x[:, :, ::2]` does: not whether it picks one of several."""
+    if node.target is not operator.getitem or not isinstance(node.args[1], tuple):
+        return False
+    return any(isinstance(part, slice) and part != slice(None) for part in node.args[1][2:])
 
 
 def _called(module: nn.Module, node: fx.Node) -> str:
