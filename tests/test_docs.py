@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from spaceless.bench import costs, networks, receptive_fields
+from spaceless.bench import costs, evaluate, networks, receptive_fields, shuffle
 
 ROOT = Path(__file__).parents[1]
-PAGES = {"networks": networks, "costs": costs, "receptive-fields": receptive_fields}
+PAGES = {
+    "networks": networks, "costs": costs, "receptive-fields": receptive_fields, "evaluate": evaluate, "shuffle": shuffle,
+}
 
 
 @pytest.mark.parametrize("name", PAGES)
