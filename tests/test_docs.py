@@ -9,7 +9,8 @@ from spaceless.bench import costs, evaluate, networks, receptive_fields, shuffle
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
-    "networks": networks, "costs": costs, "receptive-fields": receptive_fields, "evaluate": evaluate, "shuffle": shuffle,
+    "networks": networks, "costs": costs, "receptive-fields": receptive_fields, "evaluate": evaluate,
+    "shuffle": shuffle,
 }
 
 
