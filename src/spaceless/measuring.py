@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from spaceless.console import table
 from spaceless.errors import InputError, SpacelessError
 from spaceless.work import job_count
+
+_BENCHES = {
+    "networks": "surgery on the CNNs of torchvision and timm: what holds for each, and what is refused",
+    "receptive-fields": "size, stride and offset: derived against measured, and against published sizes",
+    "costs": "parameters and multiply-adds against those that torchvision publishes with its weights",
+    "train": "images per second of our training against the loop that a user would write",
+    "accuracy": "the same training by both loops, over seeds: whether speed costs accuracy",
+    "shuffle": "the shuffle operator against a copy and the naive ways, and what it adds to a training step",
+    "evaluate": "200 evaluations of a shuffling network against running all of it each time",
+    "floor": "the share of the machine's matrix peak that training steps reach, and what fewer multiply-adds buy",
+    "study": "a whole study against its bare training loops, the input's share of a step, and start-up",
+}
 
 
 def bench(
@@ -20,11 +34,10 @@ def bench(
         SpacelessError: What was measured is not what the tool promises.
 
     """
-    from spaceless import show
     from spaceless.bench.record import write
 
     if name is None:
-        show.benches(as_json)
+        _list(as_json)
         return
     if name in ("networks", "receptive-fields", "costs"):
         _refuse(name, "--seconds", seconds)
@@ -34,12 +47,30 @@ def bench(
         _refuse(name, "--jobs", jobs)
         record, page = _speed(name, seconds)
     paths = write(record, page, out)
-    show.bench(record, page, paths, as_json)
+    _show(record, page, paths, as_json)
     if failing := record.get("summary", {}).get("failing"):
         raise SpacelessError(
             f"bench {name}", found=f"{len(failing)} rows that break a promise: {', '.join(failing)}",
             expected="none", cure="look at the page; this is a bug, please report it",
         )
+
+
+def _list(as_json: bool) -> None:
+    """Show the names of the measurements."""
+    if as_json:
+        print(json.dumps(_BENCHES, indent=1))
+    else:
+        table("Measurements", ("name:", "of:"), list(_BENCHES.items()))
+
+
+def _show(record: dict[str, Any], page: str, paths: Sequence[Path], as_json: bool) -> None:
+    """Show the page of a measurement and where it was written."""
+    if as_json:
+        print(json.dumps(record, indent=1))
+        return
+    print(page)
+    for path in paths:
+        print(path)
 
 
 def _refuse(name: str, option: str, value: object) -> None:

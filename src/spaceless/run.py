@@ -229,10 +229,9 @@ def hardware(device: torch.device) -> str:
     """Return one line about the processor that computed."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    name = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass  # not Linux: the platform's own name has to do
+    except (OSError, StopIteration):  # not Linux: the platform's own name has to do, for which it may ask a program
+        name = platform.processor() or platform.machine()
     return f"{name}, {os.cpu_count()} logical processors"

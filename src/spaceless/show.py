@@ -315,37 +315,6 @@ def one_data_set(
         )
 
 
-BENCHES = {
-    "networks": "surgery on the CNNs of torchvision and timm: what holds for each, and what is refused",
-    "receptive-fields": "size, stride and offset: derived against measured, and against published sizes",
-    "costs": "parameters and multiply-adds against those that torchvision publishes with its weights",
-    "train": "images per second of our training against the loop that a user would write",
-    "accuracy": "the same training by both loops, over seeds: whether speed costs accuracy",
-    "shuffle": "the shuffle operator against a copy and the naive ways, and what it adds to a training step",
-    "evaluate": "200 evaluations of a shuffling network against running all of it each time",
-    "floor": "the share of the machine's matrix peak that training steps reach, and what fewer multiply-adds buy",
-    "study": "a whole study against its bare training loops, the input's share of a step, and start-up",
-}
-
-
-def benches(as_json: bool) -> None:
-    """Show the names of the measurements."""
-    if as_json:
-        _json(BENCHES)
-    else:
-        table("Measurements", ("name:", "of:"), list(BENCHES.items()))
-
-
-def bench(record: dict[str, Any], page: str, paths: Sequence[Path], as_json: bool) -> None:
-    """Show the page of a measurement and where it was written."""
-    if as_json:
-        _json(record)
-        return
-    print(page)
-    for path in paths:
-        print(path)
-
-
 def _few(problems: Sequence[str]) -> str:
     """Return the first problems as one line: all of them were shown before."""
     more = f"; and {len(problems) - 3:,} more" if len(problems) > 3 else ""
