@@ -175,3 +175,13 @@ def test_zeros_tell_no_positions_apart(method):
 def test_a_layer_scale_within_the_unit():
     model = Classifier(ConvBlock(3, 8), Scaled(8), Scaled(8), channels=8)
     assert len({change.unit for change in remove_spatial(model, "conv1x1", 2, image_size=16)[1]}) == 2
+
+
+@pytest.mark.parametrize("which", HIDDEN)
+@pytest.mark.parametrize(("method", "options"), [
+    ("strip", {"k": 1}), ("channel_shuffle", {"k": 1}), ("shuffle", {"only": 2}), ("conv1x1", {"only": 2})], ids=str)
+def test_what_leaves_positions_behind_the_change_alone_is_not_refused(method, options, which):
+    model = Classifier(ConvBlock(3, 8), ConvBlock(8, 8), HIDDEN[which][0](), channels=8)
+    small, changes = remove_spatial(model, method, image_size=16, **options)
+    assert {change.unit for change in changes} - {0} == {2}
+    assert small(images(2, 16)).shape == (2, 4)

@@ -1,4 +1,4 @@
-"""Spatial weights that are no nn.Conv2d: kernels given to functions, of which no unit is made."""
+"""Where positions count without a spatial nn.Conv2d: kernels in functions, embeddings of places, pooled rows."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ def is_learned(traced: Trace, node: fx.Node) -> bool:
     return any(source.op == "get_attr" and str(source.target) in parameters for source in seen)
 
 
-def refuse_hidden(traced: Trace, targets: list[Unit]) -> None:
-    """Raise SurgeryError if such weights look at positions in or behind the first of the units to change.
+def refuse_hidden(traced: Trace, targets: list[Unit], *, behind: bool) -> None:
+    """Raise SurgeryError if such weights look at positions in the first of the units to change, or `behind` it.
 
     No surgery knows what they would become, and a network that goes on using positions there would be a silent failure.
     The same holds for weights that belong to positions: embeddings of places, absolute or relative.
     """
     inside = {node for unit in targets[:1] for node in traced.inside(unit.name)}
-    behind = traced.nodes[min(i for i, node in enumerate(traced.nodes) if node in inside):] if inside else ()
+    start = next((i for i, node in enumerate(traced.nodes) if node in inside), len(traced.nodes))
     constant = _telling(traced)
-    for node in behind:
+    for node in (node for node in traced.nodes[start:] if behind or node in inside):
         unfolded = node.op == "call_function" and _name(node) in _UNFOLDING
         kernel = is_filter(traced, node) and is_learned(traced, node)
         module = isinstance(traced.module_of(node), _KERNEL_MODULES)

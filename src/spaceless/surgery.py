@@ -71,6 +71,8 @@ def remove_spatial(
             "shuffle", found=f"{options}", expected="no option but fixed, since channels have no places",
             cure="leave the other options out",
         )
+    if method in ("shuffle", "gap_fc", "conv1x1"):  # the others leave positions what they are
+        refuse_hidden(plan.traced, plan.targets, behind=only is None)
     removed = len(plan.targets) if method == "strip" else strip
     stripped = plan.targets[len(plan.targets) - removed:]
     kept = [unit for unit in plan.targets if unit not in stripped]
@@ -118,7 +120,6 @@ def _plan(model: nn.Module, k: int | None, only: int | None, image_size: int, st
                 path, found=f"a convolution that runs {len(traced.calls(path))} times", expected="one that runs once",
                 cure="give each place a convolution of its own, or change fewer units",
             )
-    refuse_hidden(traced, targets)
     return Plan(copy.deepcopy(model), traced, units, targets)
 
 
