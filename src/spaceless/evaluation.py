@@ -19,8 +19,8 @@ from spaceless.data.feed import test_batches
 from spaceless.data.readers import Images
 from spaceless.distributed import gathered, highest, share, total
 from spaceless.errors import InputError, Interrupted
+from spaceless.fast_layers import fast_layers
 from spaceless.shuffle import ShuffleConv, seek, several, shuffles
-from spaceless.small_maps import small_maps
 from spaceless.tracing import trace_graph
 from spaceless.trial import Evaluation
 
@@ -57,7 +57,7 @@ def evaluate(
     counted = torch.zeros(repeats + 2, dtype=torch.int64)  # correct in each pass, among the best five, images
     wide = min(5, data.classes)
     left_out = LeftOut(data.source, data.test_labels, data.class_names)
-    with (torch.inference_mode(), autocast(device, precision), small_maps(model),
+    with (torch.inference_mode(), autocast(device, precision), fast_layers(model),
           closing(test_batches(data, batch_size, device, share())) as batches):
         for number, (images, labels, broken) in enumerate(batches, 1):
             left_out.add(broken)

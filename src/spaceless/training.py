@@ -26,10 +26,10 @@ from spaceless.data.readers import Images
 from spaceless.distributed import average_gradients, from_first, gathered, highest, share, spread, total
 from spaceless.errors import CheckpointError, Interrupted
 from spaceless.evaluation import autocast, in_format
+from spaceless.fast_layers import fast_layers
 from spaceless.schedule import learning_rate
 from spaceless.seeds import derive
 from spaceless.shuffle import shuffles
-from spaceless.small_maps import small_maps
 from spaceless.trial import Epoch, Recipe
 
 
@@ -136,7 +136,7 @@ def train(
         return Training(tuple(history), diverged, left_out.paths)
 
     devices = [device] if device.type == "cuda" else []
-    with (torch.random.fork_rng(devices=devices), small_maps(model), spread(model) as parallel,
+    with (torch.random.fork_rng(devices=devices), fast_layers(model), spread(model) as parallel,
           closing(training_batches(data, recipe, seed, step, device, mine)) as batches):
         for x, y, broken in batches:
             left_out.add(broken)
