@@ -308,6 +308,12 @@ def test_floor_counts_three_passes_of_two_operations():
         f"speed-up / promised, {method} K = {k}" for method in ("gap_fc", "conv1x1") for k in (1, 2)]
     assert reduced["figures"][0]["promised"] == pytest.approx(macs / reduced["macs"]["gap_fc K = 1"], abs=1e-3)
     assert "| fp32 | " in floor.markdown(record)
+    if not torch.cuda.is_available():
+        shares = record["measurements"][-1]["parts"]
+        assert list(shares) == ["K = 0", "gap_fc K = 1", "gap_fc K = 2", "conv1x1 K = 1", "conv1x1 K = 2"]
+        for of in shares.values():
+            assert sum(of.values()) == pytest.approx(1, abs=0.001)
+            assert of["matrix products and convolutions"] > 0.02 < of["normalisation"]
 
 
 def test_study_times_start_up_input_and_the_whole(monkeypatch):

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 
 from spaceless.allocator import keep_memory
+from spaceless.bench import parts as parts_room
+from spaceless.bench.parts import parts
 from spaceless.bench.record import made_by
 from spaceless.bench.subjects import BATCH, QUARTER_VGG, RECIPE, RESNET, VGG, Network
 from spaceless.bench.timing import device, interleaved, now, precisions, timed, training_steps
@@ -124,6 +126,8 @@ def _reduced(case: Reduced, seconds: float, batch: int) -> dict[str, Any]:
     return measurement(
         f"{case.network.label}, {precision}", times, figures, macs=macs, precision=precision,
         image_size=case.network.size,
+        parts={name: parts(model, precision, recipe=recipe, size=case.network.size) for name, model in models.items()}
+        if device().type == "cpu" else {},
     )
 
 
@@ -131,11 +135,13 @@ def markdown(record: dict[str, Any]) -> str:
     """Return the page of a record."""
     peaks = ["| precision | best matrix product, GFLOP/s | of squares of side |", "|---|---|---|"]
     peaks += [f"| {name} | {each['flops'] / 1e9:,.0f} | {each['side']} |" for name, each in record["peaks"].items()]
-    return page(record, "How near to the machine's peak", made_by(record), peaks, table(record["measurements"]))
+    return page(record, "How near to the machine's peak", made_by(record), peaks, table(record["measurements"]),
+                parts_room.table(record["measurements"]))
 
 
 _WHAT = """\
 The peak is the best of many `torch.mm` of large squares. A training step (`spaceless.training.train`, input and
 optimiser included) is counted as three times the network's multiply-adds for every image, two operations each.
 "Speed-up / promised": how many times faster the step is than that of the unchanged network, divided by how many times
-fewer its multiply-adds are; 1 is as fast as they promise."""
+fewer its multiply-adds are; 1 is as fast as they promise. What keeps a step from it shows the last table: the shares
+of its time, by kinds of operations, from PyTorch's profiler; only the first kind is what multiply-adds count."""
