@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from spaceless import study as study_module
+from spaceless import attempts as attempts_module
+from spaceless.attempts import Event
 from spaceless.errors import InputError, Interrupted
 from spaceless.estimate import check
 from spaceless.paper import PRESETS
 from spaceless.run import Place
+from spaceless.store import Store
 from spaceless.studies import plan_study
-from spaceless.study import Event, run_study
+from spaceless.study import run_study
 from spaceless.trial import Outcome, Trial
 from tiny_studies import FOUR, RECIPE, finished, planned, run_serially, trial, weights
 
@@ -142,7 +144,7 @@ def test_finished_trials_are_skipped_and_the_rest_is_run(serial, tmp_path):
 
 
 def test_a_failing_trial_is_reported_and_the_rest_goes_on(tmp_path, serial, monkeypatch):
-    run_trial = study_module.run_trial
+    run_trial = attempts_module.run_trial
 
     def failing(made: Trial, *args, **kwargs) -> Outcome:
         if made == FOUR[1]:
@@ -151,20 +153,24 @@ def test_a_failing_trial_is_reported_and_the_rest_goes_on(tmp_path, serial, monk
 
     (tmp_path / FOUR[2].id).mkdir()
     (tmp_path / FOUR[2].id / "states").write_text("a file where the folder of states should be")
-    monkeypatch.setattr(study_module, "run_trial", failing)
+    monkeypatch.setattr(attempts_module, "run_trial", failing)
     events: list[Event] = []
     tally = run_study(planned(*FOUR), Place(tmp_path), watch=events.append)
     assert [t for t, _ in tally.failed] == [FOUR[1], FOUR[2]]
     assert "out of memory" in str(tally.failed[0][1])
     assert "states" in str(tally.failed[1][1])
     assert [e.index for e in events if e.kind == "failed"] == [1, 2]
+    assert [e.index for e in events if e.kind == "again"] == [1, 2]
     assert weights(tally.ran) == {t.id: serial[1][t.id] for t in (FOUR[0], FOUR[3])}
-    assert set(finished(tmp_path)) == {FOUR[0].id, FOUR[3].id}
+    stored = {t: Store(tmp_path).outcome(t) for t in FOUR}
+    assert [o.status for o in stored.values()] == ["finished", "failed", "failed", "finished"]
+    assert "out of memory" in stored[FOUR[1]].error
     # With the cause mended the same call does what is left.
     monkeypatch.undo()
     (tmp_path / FOUR[2].id / "states").unlink()
     tally = run_study(planned(*FOUR), Place(tmp_path))
     assert weights(tally.ran) == {t.id: serial[1][t.id] for t in FOUR[1:3]}
+    assert {Store(tmp_path).outcome(t).status for t in FOUR} == {"finished"}
 
 
 def test_further_test_schemes_are_made_up_for_on_finished_trials(tmp_path):

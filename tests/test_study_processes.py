@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from spaceless.attempts import Event
 from spaceless.run import Place
 from spaceless.store import Store
 from spaceless.studies import plan_study
-from spaceless.study import Event, run_study
+from spaceless.study import run_study
 from tiny_studies import FOUR, RECIPE, finished, planned, run_serially, trial, weights
 
 torch.set_num_threads(1)
@@ -44,8 +45,9 @@ def test_two_processes_come_to_the_same_and_one_failure_stops_neither(tmp_path, 
     assert not multiprocessing.active_children()
 
 
-def test_workers_that_are_killed_cost_their_trials_and_no_waiting_for_ever(tmp_path):
-    """As a machine out of memory does it: the trials are reported, and the same call makes up for them."""
+@pytest.mark.parametrize("retries", [0, 1])
+def test_workers_that_are_killed_cost_their_attempts_and_no_waiting_for_ever(tmp_path, retries):
+    """As a machine out of memory does it: new workers go on, and the trials are tried again or reported."""
     killed: list[int] = []
 
     def kill(event: Event) -> None:
@@ -56,11 +58,12 @@ def test_workers_that_are_killed_cost_their_trials_and_no_waiting_for_ever(tmp_p
                 os.kill(worker.pid, signal.SIGKILL)
 
     slow = [trial(recipe=RECIPE.model_copy(update={"epochs": 100}), seed=seed) for seed in (5, 6, 7)]
-    tally = run_study(planned(*slow), Place(tmp_path), jobs=2, watch=kill)
-    assert len(killed) == 2
-    assert [t for t, _ in tally.failed] == slow
+    tally = run_study(planned(*slow), Place(tmp_path), jobs=2, retries=retries, watch=kill)
+    assert killed
+    assert len(tally.failed) == (0 if retries else len(killed))
     assert all("-9" in str(error) for _, error in tally.failed)
-    assert finished(tmp_path) == {}
+    assert len(tally.ran) == 3 - len(tally.failed)
+    assert not multiprocessing.active_children()
 
 
 TOML = """

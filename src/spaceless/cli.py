@@ -15,6 +15,7 @@ from cyclopts import App, CycloptsError, Parameter
 from spaceless import __version__, work
 from spaceless.errors import InputError, Interrupted, SpacelessError
 from spaceless.trial import Augment, Downsample, Precision
+from spaceless.work import Workers
 
 if TYPE_CHECKING:
     from spaceless.run import Place
@@ -34,6 +35,7 @@ Short = Annotated[int, Parameter(name=["--k", "-k"])]
 Preset = Literal["paper", "fast", "smoke"]
 Bench = Literal[
     "networks", "receptive-fields", "costs", "train", "accuracy", "shuffle", "evaluate", "floor", "study",
+    "faults",
 ]
 _Json = Annotated[bool, Parameter(name="--json", help="Print one JSON document on standard output.")]
 
@@ -69,6 +71,7 @@ class Where:
 
 
 _HERE = Where()
+_ONE = Workers()
 
 
 @app.command
@@ -241,25 +244,26 @@ def train(
     )
     plan = Plan(trial.label, trial.label, "", "spaceless train", (Planned(trial=trial),))
     place = where.place()
-    tally = work.run(plan, place, 1, ())
+    tally = work.run(plan, place, Workers(), ())
     outcome = (tally.ran or tally.known)[0]
     show.outcome(outcome, place.store.folder(trial), as_json)
 
 
 @app.command
 def study(
-    name: str, *, preset: Preset | None = None, jobs: int = 1, dry_run: bool = False,
+    name: str, *, preset: Preset | None = None, dry_run: bool = False,
     data: str | None = None, k_step: int | None = None, width: float | None = None,
     train_images: int | None = None, test_images: int | None = None,
     epochs: int | None = None, seeds: str | None = None, repeats: int | None = None, recipe: str | None = None,
-    as_json: _Json = False, where: Where = _HERE,
+    as_json: _Json = False, where: Where = _HERE, workers: Annotated[Workers, Parameter(name="*")] = _ONE,
 ) -> None:
     """Run all trials of a table or figure of the paper, or of a TOML file of your own, and write its report.
 
     Example: `spaceless study fig2-vgg16 --preset smoke --jobs 2`
 
-    Finished trials are skipped; the same command goes on after an interruption. `spaceless paper` lists the names;
-    `all` is all of them, with each trial run once.
+    Finished trials are skipped; the same command goes on after an interruption. The same command in another shell, or
+    on another machine that sees the same folder, takes its share. `spaceless paper` lists the names; `all` is all of
+    them, with each trial run once.
 
     Parameters
     ----------
@@ -267,8 +271,6 @@ def study(
         An experiment of the paper, `all`, or the path of a `.toml` file.
     preset
         `paper` (full protocol), `fast` (30 epochs, 3 seeds) or `smoke` (minutes). Default: the file's scale, or paper.
-    jobs
-        Processes.
     dry_run
         Show what would run and what it costs, judged by a few steps of each network, and run nothing.
     data
@@ -310,7 +312,7 @@ def study(
         show.plans(plan, studies, lambda p: estimate(p.planned, place), as_json)
     else:
         show.stand_ins(studies)
-        work.report(plan, place, work.run(plan, place, jobs, studies), as_json, studies)
+        work.report(plan, place, work.run(plan, place, workers, studies), as_json, studies)
 
 
 @app.command
@@ -490,11 +492,11 @@ def bench(
     ----------
     name
         `networks`: surgery on the CNNs of torchvision and timm. `receptive-fields`: derived against measured and
-        published ones. `costs`: counted against what torchvision publishes. The others measure speed. Without a name
-        all are listed.
+        published ones. `costs`: counted against what torchvision publishes. `faults`: studies that are killed,
+        interrupted, crowded and damaged. The others measure speed. Without a name all are listed.
     networks
         With the first three: only these, by name (see `spaceless inspect --help`); `NAME@64` with `networks` for images
-        of 64 pixels.
+        of 64 pixels. With `faults`: only these kinds of fault.
     jobs
         With the first three: processes (default: one per processor core, up to 8).
     seconds

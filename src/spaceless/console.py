@@ -14,8 +14,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from spaceless.attempts import Event
     from spaceless.studies import Plan
-    from spaceless.study import Event
 
 _EVERY = 15.0  # seconds between plain lines about work that goes on
 
@@ -42,16 +42,16 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 
 
 @contextmanager
-def watching(plan: Plan, jobs: int) -> Iterator[Callable[[Event], None]]:
+def watching(plan: Plan) -> Iterator[Callable[[Event], None]]:
     """Show the progress of a study: trials done of total, epoch, images/s and time left."""
     out = screen()
     if out.is_terminal:
         note = TextColumn("{task.fields[note]}")
         columns = (TextColumn("{task.description}"), BarColumn(), note, TimeElapsedColumn())
         with Progress(*columns, console=out, transient=True) as bars:
-            yield _Watch(plan, jobs, out, bars).see
+            yield _Watch(plan, out, bars).see
     else:
-        yield _Watch(plan, jobs, out, None).see
+        yield _Watch(plan, out, None).see
 
 
 @contextmanager
@@ -82,12 +82,13 @@ def advancing(what: str, *, quiet: bool = False) -> Iterator[Callable[[float], N
 
 
 class _Watch:
-    def __init__(self, plan: Plan, jobs: int, out: Console, bars: Progress | None) -> None:
-        self.plan, self.jobs, self.out, self.bars = plan, jobs, out, bars
+    def __init__(self, plan: Plan, out: Console, bars: Progress | None) -> None:
+        self.plan, self.out, self.bars = plan, out, bars
         self.total, self.done, self.known = len(plan.planned), 0, 0
         self.begun = self.spoken = time.monotonic()
         self.shares: dict[int, float] = {}
         self.tasks: dict[int, TaskID] = {}
+        self.held: set[int] = set()
         self.main = bars.add_task(plan.name, total=self.total, note="") if bars else None
 
     def see(self, event: Event) -> None:
@@ -108,17 +109,30 @@ class _Watch:
         elif event.kind == "evaluating":
             if self.bars:
                 self.bars.update(self.tasks[event.index], completed=event.share, note="evaluating")
+        elif event.kind in ("again", "held"):
+            self._postponed(event, label)
         else:
             self._ended(event, label)
         if self.bars and self.main is not None:
             self.bars.update(self.main, completed=self.done, note=self._summary())
 
-    def _ended(self, event: Event, label: str) -> None:
-        self.done += 1
-        self.known += event.kind == "known"
+    def _postponed(self, event: Event, label: str) -> None:
+        self._no_longer(event)
+        if event.kind == "again":
+            self.out.print(f"{label}: failed, to be tried again: {event.error}", markup=False)
+        elif event.index not in self.held:  # it is asked for every second
+            self.held.add(event.index)
+            self.out.print(f"{label}: held by {event.note}; waiting for it to finish", markup=False)
+
+    def _no_longer(self, event: Event) -> None:
         self.shares.pop(event.index, None)
         if self.bars and event.index in self.tasks:
             self.bars.remove_task(self.tasks.pop(event.index))
+
+    def _ended(self, event: Event, label: str) -> None:
+        self.done += 1
+        self.known += event.kind == "known"
+        self._no_longer(event)
         if event.kind == "known":
             return
         if event.outcome is None:

@@ -21,6 +21,7 @@ _BENCHES = {
     "evaluate": "200 evaluations of a shuffling network against running all of it each time",
     "floor": "the share of the machine's matrix peak that training steps reach, and what fewer multiply-adds buy",
     "study": "a whole study against its bare training loops, the input's share of a step, and start-up",
+    "faults": "studies that are killed, interrupted, crowded and damaged: what is lost, repeated or mixed up",
 }
 
 
@@ -42,6 +43,10 @@ def bench(
     if name in ("networks", "receptive-fields", "costs"):
         _refuse(name, "--seconds", seconds)
         record, page = _row_by_row(name, networks, job_count(jobs))
+    elif name == "faults":
+        _refuse(name, "--seconds", seconds)
+        _refuse(name, "--jobs", jobs)
+        record, page = _faults(networks)
     else:
         _refuse(name, "NETWORKS", " ".join(networks) or None)
         _refuse(name, "--jobs", jobs)
@@ -50,7 +55,7 @@ def bench(
     _show(record, page, paths, as_json)
     if failing := record.get("summary", {}).get("failing"):
         raise SpacelessError(
-            f"bench {name}", found=f"{len(failing)} rows that break a promise: {', '.join(failing)}",
+            f"bench {name}", found=f"{len(failing)} that break a promise: {', '.join(failing)}",
             expected="none", cure="look at the page; this is a bug, please report it",
         )
 
@@ -93,6 +98,19 @@ def _row_by_row(name: str, chosen: Sequence[str], jobs: int) -> tuple[dict[str, 
     content = {"summary": room.summary(found), "rows": found}
     record = headed(name, " ".join(["spaceless bench", name, *chosen]), content, also=("timm",))
     return record, room.markdown(record)
+
+
+def _faults(chosen: Sequence[str]) -> tuple[dict[str, Any], str]:
+    """Run all faults, or the chosen ones."""
+    from spaceless.bench import faults
+    from spaceless.bench.record import headed
+    from spaceless.console import screen
+
+    out = screen()
+    content = faults.run(lambda text: out.print(text, markup=False), chosen)
+    also = ("ray", "safetensors", "pyarrow", "pillow")
+    record = headed("faults", " ".join(["spaceless bench faults", *chosen]), content, also=also)
+    return record, faults.markdown(record)
 
 
 def _speed(name: str, seconds: float | None) -> tuple[dict[str, Any], str]:

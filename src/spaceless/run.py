@@ -119,7 +119,8 @@ def run_trial(
     """
     keep_memory()
     store, mine = place.store, share()
-    if (known := from_first(None if mine.rank else store.outcome(trial))) is not None:
+    known = from_first(None if mine.rank else store.outcome(trial))
+    if known is not None and known.status != "failed":
         return known
     if trial.shuffle.per_image and mine.count > 1:
         raise InputError(

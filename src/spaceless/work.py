@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import webbrowser
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,46 @@ if TYPE_CHECKING:
     from spaceless.run import Place
     from spaceless.studies import Plan
     from spaceless.study import Tally
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Who runs the trials of a study.
+
+    Parameters
+    ----------
+    jobs
+        Processes of this machine.
+    threads
+        Processor threads of each trial (default: the machine's, shared out among the jobs; 1 on a cluster).
+    retries
+        How often a trial that failed is tried again.
+    ray
+        Run the trials on the Ray cluster at this address (`auto`, `ray://head:10001`), or on a `local` one.
+    gpus
+        On a cluster: GPUs of each process of a trial; `0.25` lets four share one (default: 1 where there are GPUs).
+    processes
+        On a cluster: processes that share each trial's batches (DDP; default 1).
+
+    """
+
+    jobs: int = 1
+    threads: int | None = None
+    retries: int = 1
+    ray: str | None = None
+    gpus: float | None = None
+    processes: int | None = None
+
+    def check(self) -> None:
+        """Raise InputError for options that do not go together."""
+        for name, value in (("--gpus", self.gpus), ("--processes", self.processes)):
+            if value is not None and self.ray is None:
+                raise InputError(
+                    name, found=f"{value:g} without --ray", expected="a cluster", cure="add --ray or use torchrun")
+        if self.ray is not None and self.jobs != 1:
+            raise InputError(
+                "--jobs", found=f"{self.jobs} with --ray", expected="no number",
+                cure="leave it out: a cluster knows what it can run at once")
 
 
 def job_count(asked: int | None) -> int:
@@ -31,7 +73,7 @@ def calibrate(
     from spaceless.report import disagreements
 
     plan = plan_calibration(preset, command)
-    tally = run(plan, place, job_count(jobs))
+    tally = run(plan, place, Workers(jobs=job_count(jobs)))
     page = report(plan, place, tally, as_json)
     if open_report:
         webbrowser.open(page.resolve().as_uri())
@@ -42,18 +84,24 @@ def calibrate(
         )
 
 
-def run(plan: Plan, place: Place, jobs: int, studies: Sequence[Plan] | None = None) -> Tally:
+def run(plan: Plan, place: Place, workers: Workers, studies: Sequence[Plan] | None = None) -> Tally:
     """Run a plan with its progress shown, alone or under torchrun, and raise its first error if nothing came of it."""
+    from spaceless.cluster import Cluster
     from spaceless.console import watching
     from spaceless.distributed import joined
     from spaceless.study import run_study
 
+    workers.check()
+    cluster = None if workers.ray is None else Cluster(workers.ray, workers.gpus, workers.processes or 1)
+    study = partial(
+        run_study, plan, place, jobs=workers.jobs, threads=workers.threads, retries=workers.retries, cluster=cluster,
+        studies=studies)
     with joined(place.device) as share:
         if share.rank:  # one process speaks for all
-            run_study(plan, place, jobs=jobs, studies=studies)
+            study()
             raise SystemExit(0)
-        with watching(plan, jobs) as watch:
-            tally = run_study(plan, place, jobs=jobs, watch=watch, studies=studies)
+        with watching(plan) as watch:
+            tally = study(watch=watch)
     if not (tally.ran or tally.known):
         raise tally.failed[0][1]
     return tally

@@ -19,6 +19,7 @@ from spaceless.surgery import remove_spatial
 from spaceless.units import find_units
 
 SECONDS = 1.5
+WHOLE = 10  # times as many for whole steps, which take as much longer
 
 
 class Case(NamedTuple):
@@ -53,7 +54,7 @@ def run(
     whole = []
     for case in steps:
         if case.precision in precisions():
-            whole.append(_step(case, seconds))
+            whole.append(_step(case, WHOLE * seconds))
             progress(line(whole[-1]))
     return {
         "what": _WHAT, "seconds": seconds, "batch": batch, "network": network.label, "unit": "seconds",

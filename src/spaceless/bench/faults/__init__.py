@@ -1,0 +1,47 @@
+"""`spaceless bench faults`: studies that are killed, interrupted, crowded and damaged, and what is left of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any
+
+from spaceless.bench.record import made_by
+from spaceless.errors import unknown_name
+
+ROOMS = ("kills", "saves", "damage", "claims", "interruptions", "full_disk", "machines", "mutations")
+
+
+def run(progress: Callable[[str], None], chosen: Sequence[str] = ()) -> dict[str, Any]:
+    """Return what came of each of the `chosen` faults, or of all.
+
+    Raises:
+        InputError: There is no such fault.
+
+    """
+    for name in chosen:
+        if name not in ROOMS:
+            raise unknown_name("bench faults", name, ROOMS)
+    found = []
+    for name in chosen or ROOMS:
+        room = import_module(f"{__name__}.{name}")
+        begun = time.perf_counter()
+        result = room.run(lambda text, name=name: progress(f"{name}: {text}"))
+        found.append({"name": name, "title": room.TITLE, "seconds": round(time.perf_counter() - begun, 1), **result})
+        progress(f"{name}: {'; '.join(result['failing']) or 'nothing broke'}")
+    failing = [f"{each['name']}: {text}" for each in found for text in each["failing"]]
+    return {"summary": {"failing": failing}, "faults": found}
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """Return the page of a record: for each fault what was done, and what was counted."""
+    parts = ["# Faults", made_by(record)]
+    for each in record["faults"]:
+        verdict = "; ".join(each["failing"]) or "nothing broke"
+        counts = [f"| {words} | {number:,} |" for words, number in each["counts"].items()]
+        parts += [
+            f"## {each['name']}: {each['title']}", each["what"],
+            "\n".join(["| counted | |", "|---|---:|", *counts]), f"**{verdict}**, {each['seconds']:,} s.",
+        ]
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,93 @@
+"""Studies whose processes are killed or get signals, as `spaceless bench faults` does it, smaller."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from spaceless.bench import faults
+from spaceless.bench.faults import interruptions, kills, tiny
+from spaceless.errors import InputError
+from spaceless.run import Place
+from spaceless.store import Store
+
+
+def quiet(_):
+    pass
+
+
+def test_a_killed_study_goes_on_to_the_same_weights_metrics_and_outcomes():
+    found = kills.run(quiet, kills=4, trials=4, epochs=120)
+    assert found["failing"] == []
+    assert found["counts"]["of these while the study ran"] >= 2
+    assert found["counts"]["identical to the uninterrupted run"] == 4
+
+
+def test_the_measurement_notices_a_study_that_begins_anew(monkeypatch, tmp_path):
+    """Every life has another seed here, so that what is resumed is not what ran through."""
+    real, lives = kills.start, []
+
+    def other(out, *words):
+        lives.append(out)
+        return real(out, *words[:2], "--epochs", str(20 + len(lives)), *words[4:])
+
+    monkeypatch.setattr(kills, "start", other)
+    found = kills.run(quiet, kills=1, trials=1, epochs=20)
+    assert found["failing"]
+
+
+@pytest.mark.parametrize("kind", interruptions.SIGNALS, ids=lambda kind: kind.name)
+def test_a_signal_ends_a_study_with_its_status_a_state_and_no_orphans(kind, monkeypatch):
+    monkeypatch.setattr(interruptions, "SIGNALS", (kind,))
+    found = interruptions.run(quiet, each=2)
+    assert found["failing"] == []
+    assert found["counts"]["signals"] == found["counts"]["states saved"] == 2
+    assert found["counts"]["processes left running"] == 0
+
+
+def test_a_second_signal_ends_it_at_once(tmp_path):
+    process = tiny.start(tmp_path, "--epochs", "1000000", "--images", "4096")  # epochs that take a while
+    assert process.stdout.readline() == "begun\n"
+    os.kill(process.pid, signal.SIGTERM)
+    os.kill(process.pid, signal.SIGTERM)
+    process.communicate(timeout=20)
+    assert process.returncode == 143
+
+
+def test_a_fingerprint_is_of_everything_but_clocks():
+    plan = tiny.plan(1)
+    from spaceless.trial import Evaluation, Outcome
+
+    outcome = Outcome(trial=plan.planned[0].trial, status="finished", seconds=1.0, started="now",
+                      evaluations=(Evaluation(images=4, top1=(50.0,)),))
+    later = outcome.model_copy(update={"seconds": 2.0, "started": "then"})
+    other = outcome.model_copy(update={"evaluations": (Evaluation(images=4, top1=(50.1,)),)})
+    assert tiny.fingerprint(outcome) == tiny.fingerprint(later) != tiny.fingerprint(other)
+
+
+def test_the_page_says_what_broke(monkeypatch):
+    monkeypatch.setattr(kills, "run", lambda progress: {
+        "what": "w", "counts": {"kills": 50, "lost": 1}, "failing": ["1 trials lost"]})
+    content = faults.run(quiet, ["kills"])
+    assert content["summary"]["failing"] == ["kills: 1 trials lost"]
+    page = faults.markdown({"command": "c", "date": "d", "hardware": "h", "versions": {}, **content})
+    assert "| lost | 1 |" in page
+    assert "**1 trials lost**" in page
+    with pytest.raises(InputError, match="did you mean 'kills'"):
+        faults.run(quiet, ["kill"])
+
+
+def test_two_commands_on_one_folder_share_its_trials(tmp_path):
+    both = [tiny.start(tmp_path, "--epochs", "100") for _ in range(2)]
+    for process in both:
+        process.communicate(timeout=120)
+        assert process.returncode == 0
+    plan = tiny.plan(epochs=100)
+    alone = Place(tmp_path / "alone", device="cpu")
+    store = Store(tmp_path)
+    found = {each.trial.id: tiny.fingerprint(store.outcome(each.trial)) for each in plan.planned}
+    assert len(found) == 4
+    assert not list(tmp_path.glob("*/.claim"))
+    del alone
