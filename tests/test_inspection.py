@@ -5,8 +5,8 @@ import json
 import pytest
 
 from spaceless.errors import InputError
-from spaceless.inspection import check_counts, inspect_model, untrained
-from spaceless.models import build_model
+from spaceless.inspection import check_counts, inspect_model
+from spaceless.models import build_model, untrained
 
 EXACT = [  # issue 2, "must show"
     ("vgg16", 100, 32, 5, 23529636), ("resnet50", 100, 32, 9, 14268068), ("resnet152", 1000, 224, 19, 45512744),
