@@ -118,6 +118,7 @@ def test_the_card_says_it_and_its_code_runs(made, monkeypatch):
     for name in ("params", "macs"):
         for row in ("original", "exported"):
             assert f" {record[row][name]:,} |" in body
+    assert head["model-index"][0]["name"] == record["name"] == "chain-4-M-8-8-conv1x1-k2"
     assert "method `conv1x1`, K = 2: the last 2 of its 3 units changed" in body
     assert "1,000 test images" in body
     codes = re.findall(r"```python\n(.*?)```", body, re.DOTALL)
@@ -228,6 +229,15 @@ def test_the_command_prints_one_document_or_a_table(command, runs, tmp_path):
     assert rows["parameters"][1:] == [f"{found[name]['params']:,}" for name in ("original", "exported")]
     assert json.loads((tmp_path / "small" / "export.json").read_text())["checks"]["images"] == 60
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".small")] == []
+
+
+def test_the_folder_that_one_stands_in_is_a_trial_too(command, runs, tmp_path, monkeypatch, translated):
+    run = shutil.copytree(folder(runs, "conv1x1"), tmp_path / TRIALS["conv1x1"].id)
+    monkeypatch.chdir(run)
+    status, out, err = command("export", ".", "--images", 20, "--onnx", "../copy.onnx", "--json")
+    assert (status, err, json.loads(out)["folder"]) == (0, "", "export")
+    assert sorted(path.name for path in (run / "export").iterdir()) == sorted(FILES)
+    assert (tmp_path / "copy.onnx").is_file()
 
 
 def test_the_data_are_looked_for_where_the_user_says(command, tmp_path):

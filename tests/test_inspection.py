@@ -134,6 +134,9 @@ def test_untrained_networks_cost_no_memory_unless_their_constructor_computes():
     name = "torchvision:regnet_y_400mf"  # its constructor measures what it has drawn
     drawn, built = untrained(name, 10, 64), build_model(name, 10, 64)
     assert [p.shape for p in drawn.parameters()] == [p.shape for p in built.parameters()]
+    drawn, built = untrained(name, 10, 64, width=2.0), build_model(name, 10, 64, width=2.0)
+    assert {p.device.type for p in (*drawn.parameters(), *drawn.buffers())} == {"meta"}
+    assert [p.shape for p in drawn.parameters()] == [p.shape for p in built.parameters()]
 
 
 def test_every_printed_count_agrees_but_the_papers_own_slip():

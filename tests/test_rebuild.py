@@ -190,15 +190,6 @@ def test_a_hostile_recipe_is_refused_in_no_time_and_in_one_line(what, vgg, tmp_p
     assert len(str(caught.value)) < 1000
 
 
-def test_no_weight_is_drawn_for_a_wide_network_whose_constructor_reads_its_weights(vgg, tmp_path, monkeypatch):
-    folder = copied(vgg, tmp_path)
-    record = json.loads((folder / SURGERY).read_text())
-    record["base"] |= {"model": "torchvision:regnet_y_400mf", "width": 512.0}
-    (folder / SURGERY).write_text(json.dumps(record))
-    with pytest.raises(InputError, match=r"surgery\.json"):  # 1e12 parameters
-        spaceless.load_model(folder)
-
-
 def test_a_file_without_end_is_not_read(vgg, tmp_path):
     folder = copied(vgg, tmp_path)
     with (folder / SURGERY).open("r+b") as file:

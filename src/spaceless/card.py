@@ -41,12 +41,15 @@ def _front_matter(record: dict[str, Any]) -> str:
              "- safetensors", "- onnx"]
     top1 = record["exported"]["top1"]
     if top1 is not None:
-        name = json.dumps(record["data"]["name"])
+        data = record["data"]
+        name = ", ".join(filter(None, (data["name"], data["note"])))  # a caveat goes where the figure goes
         lines += [
-            "metrics:", "- accuracy", "model-index:", f"- name: {json.dumps(record['name'])}", "  results:",
-            "  - task:", "      type: image-classification", "    dataset:", f"      name: {name}",
-            f"      type: {name}", "      split: test", "    metrics:", "    - type: accuracy",
-            f"      value: {round(top1 / 100, 6)}",
+            "metrics:", "- accuracy",
+            "model-index:", f"- name: {json.dumps(record['name'])}",
+            "  results:", "  - task:", "      type: image-classification",
+            "    dataset:", f"      name: {json.dumps(name)}", f"      type: {json.dumps(data['name'])}",
+            "      split: test",
+            "    metrics:", "    - type: accuracy", f"      value: {round(top1 / 100, 6)}",
         ]
     return "\n".join([*lines, "---", ""])
 
@@ -108,9 +111,9 @@ def _training(record: dict[str, Any]) -> str:
     how = ", ".join(f"{name.replace('_', ' ')} {_text(str(recipe[name]))}" for name in named)
     return (
         f"On {_code(data['name'])}, {data['train_images']:,} images{note}, with the recipe {_code(recipe['name'])}: "
-        f"{how}; seed {record['network']['seed']}, precision {record['precision']}, on {_text(record['trained_on'])}. "
-        f"The accuracy is that of the last epoch on {data['test_images']:,} test images. Trial "
-        f"{_code(record['trial'])} of `spaceless {record['versions']['spaceless']}`.\n"
+        f"{how}; seed {record['network']['seed']}, on {_text(record['trained_on'])}. The accuracy is that of the last "
+        f"epoch on {data['test_images']:,} test images, in {record['precision']} as in training. Trial "
+        f"{_code(record['trial'])} of `spaceless`.\n"
     )
 
 
@@ -168,7 +171,7 @@ def _bytes(count: int) -> str:
 
 def _text(text: str) -> str:
     """Return a text from elsewhere as one line that Markdown and HTML have nothing to do with."""
-    return "".join("\\" + letter if letter in "\\`*_{}[]<>()#+!|" else letter for letter in " ".join(text.split()))
+    return "".join("\\" + letter if letter in "\\`*_[]<>|" else letter for letter in " ".join(text.split()))
 
 
 def _code(text: str) -> str:

@@ -102,7 +102,8 @@ def export(found: dict[str, Any], folder: Path, as_json: bool) -> None:
     columns = {name: found[name] for name in ("original", "exported") if found[name]}
 
     def milliseconds(times: dict[str, float]) -> str:
-        return " to ".join(number(1000 * times[part]) for part in ("lower", "upper")) + " ms"
+        low, middle, high = (number(1000 * times[part]) for part in ("lower", "median", "upper"))
+        return f"{middle} ms ({low} to {high})"
 
     rows: dict[str, Callable[[dict[str, Any]], str]] = {
         "top-1 in %": lambda each: number(each["top1"]), "parameters": lambda each: number(each["params"], 0),
@@ -113,7 +114,7 @@ def export(found: dict[str, Any], folder: Path, as_json: bool) -> None:
         "onnxruntime": lambda each: milliseconds(each["latency"]["onnxruntime"]),
     }
     table(found["name"], (":", *columns), [(what, *map(text, columns.values())) for what, text in rows.items()])
-    print(f"times: quartiles for one image, threads {found['threads']}")
+    print(f"times: median (quartiles) for one image, threads {found['threads']}")
     if fast := found["times_as_fast"]:
         print(f"{fast['pytorch']['median']:.2f} times as fast in PyTorch, {fast['onnxruntime']['median']:.2f} in "
               "onnxruntime, pass by pass")
