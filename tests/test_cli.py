@@ -21,7 +21,7 @@ from spaceless.trial import RECIPES, Trial
 
 torch.set_num_threads(1)
 
-VERBS = ("demo", "inspect", "train", "study", "evaluate", "paper", "calibrate", "report", "data")
+VERBS = ("demo", "inspect", "train", "study", "evaluate", "export", "paper", "calibrate", "report", "data")
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from torch.nn import functional
 from networks import SMALL, Gate, images
 from spaceless.cost import Cost, compare_latency, cost, count_parameters, latency
 from spaceless.errors import InputError
-from spaceless.inspection import untrained
+from spaceless.models import untrained
 from spaceless.surgery import remove_spatial
 
 

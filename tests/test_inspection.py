@@ -5,8 +5,8 @@ import json
 import pytest
 
 from spaceless.errors import InputError
-from spaceless.inspection import check_counts, inspect_model, untrained
-from spaceless.models import build_model
+from spaceless.inspection import check_counts, inspect_model
+from spaceless.models import build_model, untrained
 
 EXACT = [  # issue 2, "must show"
     ("vgg16", 100, 32, 5, 23529636), ("resnet50", 100, 32, 9, 14268068), ("resnet152", 1000, 224, 19, 45512744),
@@ -133,6 +133,9 @@ def test_untrained_networks_cost_no_memory_unless_their_constructor_computes():
     assert {p.device.type for p in untrained("vgg16", 10, 32).parameters()} == {"meta"}
     name = "torchvision:regnet_y_400mf"  # its constructor measures what it has drawn
     drawn, built = untrained(name, 10, 64), build_model(name, 10, 64)
+    assert [p.shape for p in drawn.parameters()] == [p.shape for p in built.parameters()]
+    drawn, built = untrained(name, 10, 64, width=2.0), build_model(name, 10, 64, width=2.0)
+    assert {p.device.type for p in (*drawn.parameters(), *drawn.buffers())} == {"meta"}
     assert [p.shape for p in drawn.parameters()] == [p.shape for p in built.parameters()]
 
 

@@ -9,8 +9,7 @@ from torch.nn import functional
 
 from networks import Classifier, Fire, Gate, Inverted, Residual, Scaled, StemLast, images, stem
 from spaceless.errors import InputError
-from spaceless.inspection import untrained
-from spaceless.models import build_model, stem_is_unit
+from spaceless.models import build_model, stem_is_unit, untrained
 from spaceless.receptive import ReceptiveField, receptive_fields, unit_fields, unknown_operations, usable_field
 from spaceless.surgery import remove_spatial
 from spaceless.tracing import trace

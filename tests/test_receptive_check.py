@@ -6,8 +6,7 @@ from torch import nn
 
 from networks import Classifier, Gate, Inverted, Residual, Scaled, stem
 from spaceless import operations
-from spaceless.inspection import untrained
-from spaceless.models import stem_is_unit
+from spaceless.models import stem_is_unit, untrained
 from spaceless.reach import window
 from spaceless.receptive_check import compare_fields
 from spaceless.tracing import trace

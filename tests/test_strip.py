@@ -9,7 +9,7 @@ from torch import nn
 from networks import SMALL, Classifier, ConvBlock, images, randomised, stem
 from spaceless.cost import count_parameters
 from spaceless.errors import SurgeryError
-from spaceless.inspection import untrained
+from spaceless.models import untrained
 from spaceless.plan import Plan
 from spaceless.strip import strip_units
 from spaceless.surgery import remove_spatial

@@ -7,8 +7,7 @@ from torch import nn
 from networks import SMALL, images, randomised
 from spaceless.cost import count_parameters
 from spaceless.gap import FullyConnected
-from spaceless.inspection import untrained
-from spaceless.models import build_model, stem_is_unit
+from spaceless.models import build_model, stem_is_unit, untrained
 from spaceless.surgery import remove_spatial
 from spaceless.trial import METHODS
 

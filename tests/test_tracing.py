@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from networks import SMALL, Classifier, Fire, StemLast, images
-from spaceless.inspection import untrained
+from spaceless.models import untrained
 from spaceless.surgery import remove_spatial
 from spaceless.tracing import ShapesOnly, example_input, trace
 from spaceless.trial import METHODS

@@ -8,8 +8,7 @@ from torch import nn
 
 from networks import SMALL, Classifier, ConvBlock, Fire, Gate, Residual, StemLast, renamed, stem
 from spaceless.errors import InputError
-from spaceless.inspection import untrained
-from spaceless.models import stem_is_unit
+from spaceless.models import stem_is_unit, untrained
 from spaceless.units import Unit, find_units, is_spatial
 
 

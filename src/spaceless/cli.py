@@ -372,6 +372,41 @@ def evaluate(
 
 
 @app.command
+def export(
+    run: Path, *, out: Path | None = None, onnx: Path | None = None, images: int | None = None,
+    data_root: Path | None = None, as_json: _Json = False,
+) -> None:
+    """Write a trained network as a folder to hand on: safetensors, ONNX and a model card, checked against each other.
+
+    Example: `spaceless export runs/0123456789abcdef --out vgg16-small`
+
+    `spaceless.load_model(DIR)` rebuilds the network in Python. Networks that shuffle have no ONNX file.
+
+    Parameters
+    ----------
+    run
+        The folder of a finished trial.
+    out
+        The folder to write (default: `export` in the trial's); an earlier export there is replaced.
+    onnx
+        Write the ONNX file to this place too.
+    images
+        Test images that the files are checked on (default: 1,000, or all if there are fewer).
+    data_root
+        The folder that data sets are looked for in.
+
+    """
+    from spaceless import show
+    from spaceless.console import advancing
+    from spaceless.export import export_run
+    from spaceless.signals import caught_signals
+
+    with caught_signals() as stop, advancing("export") as progress:
+        found = export_run(run, out=out, onnx=onnx, images=images, data_root=data_root, stop=stop, progress=progress)
+    show.export(found, run / "export" if out is None else out, as_json)
+
+
+@app.command
 def paper(experiment: str | None = None, *, check: bool = False, as_json: _Json = False) -> None:
     """List the paper's experiments, show one with its printed numbers, or verify every parameter count.
 

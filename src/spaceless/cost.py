@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -125,7 +126,7 @@ def latency(model: nn.Module, image_size: int, *, batch: int = 1, repeats: int =
 
     """
     (seconds,) = _timed([model], image_size, batch, repeats)
-    return _quartiles(seconds)
+    return quartiles(seconds)
 
 
 def compare_latency(
@@ -141,31 +142,49 @@ def compare_latency(
     """
     first, second = _timed([before, after], image_size, batch, repeats)
     ratios = [a / b for a, b in zip(first, second, strict=True)]
-    return _quartiles(first), _quartiles(second), _quartiles(ratios)
+    return quartiles(first), quartiles(second), quartiles(ratios)
 
 
 def _timed(models: Sequence[nn.Module], image_size: int, batch: int, repeats: int) -> list[list[float]]:
-    if repeats < 2:
-        raise InputError("repeats", found=repeats, expected="2 or more", cure="quartiles need several passes")
     images = [example_input(model, image_size).expand(batch, -1, -1, -1).contiguous() for model in models]
     modes = {module: module.training for model in models for module in model.modules()}  # a part may be frozen
-    seconds: list[list[float]] = [[] for _ in models]
     for model in models:
         model.eval()
-    with torch.inference_mode():
-        for step in range(repeats + 3):
-            for model, x, found in zip(models, images, seconds, strict=True):
-                start = time.perf_counter()
-                model(x)
-                if x.device.type == "cuda":
-                    torch.cuda.synchronize(x.device)
-                if step >= 3:  # the first passes allocate and choose algorithms
-                    found.append(time.perf_counter() - start)
-    for module, mode in modes.items():
-        module.training = mode
+
+    def forward(model: nn.Module, x: Tensor) -> None:
+        model(x)
+        if x.device.type == "cuda":
+            torch.cuda.synchronize(x.device)
+
+    try:
+        with torch.inference_mode():
+            passes = [partial(forward, model, x) for model, x in zip(models, images, strict=True)]
+            return in_turn(passes, repeats)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def in_turn(passes: Sequence[Callable[[], object]], repeats: int) -> list[list[float]]:
+    """Return the seconds of `repeats` calls of each of `passes`, called in turn, after three of warm-up.
+
+    Raises:
+        InputError: Fewer than two repeats, which have no quartiles.
+
+    """
+    if repeats < 2:
+        raise InputError("repeats", found=repeats, expected="2 or more", cure="quartiles need several passes")
+    seconds: list[list[float]] = [[] for _ in passes]
+    for step in range(repeats + 3):
+        for run, found in zip(passes, seconds, strict=True):
+            start = time.perf_counter()
+            run()
+            if step >= 3:  # the first passes allocate and choose algorithms
+                found.append(time.perf_counter() - start)
     return seconds
 
 
-def _quartiles(values: list[float]) -> Latency:
-    lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")  # within what was measured
+def quartiles(values: Sequence[float]) -> Latency:
+    """Return median and quartiles of two or more values, within what was measured."""
+    lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
     return Latency(median, lower, upper, len(values))

@@ -9,22 +9,13 @@ from torch import nn
 
 from spaceless.cost import Latency, compare_latency, cost, count_parameters, latency
 from spaceless.errors import InputError
-from spaceless.models import build_model, default_image_size, stem_is_unit
+from spaceless.models import build_model, default_image_size, stem_is_unit, untrained
 from spaceless.paper import Count, counts
 from spaceless.receptive import unit_fields, unknown_operations
 from spaceless.surgery import remove_spatial
 from spaceless.tracing import trace
 from spaceless.trial import Change, ShuffleOptions, Trial, make
 from spaceless.units import units_of
-
-
-def untrained(name: str, classes: int, image_size: int, *, width: float = 1.0) -> nn.Module:
-    """Return a network of shapes only, which costs no memory; with weights where its constructor needs them."""
-    try:
-        with torch.device("meta"):
-            return build_model(name, classes, image_size, width=width)
-    except NotImplementedError:
-        return build_model(name, classes, image_size, width=width)
 
 
 def inspect_model(

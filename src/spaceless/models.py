@@ -71,6 +71,20 @@ def build_model(name: str, classes: int, image_size: int, *, width: float = 1.0,
         return model if width == 1.0 else _scale_width(model, classes, width)
 
 
+def untrained(name: str, classes: int, image_size: int, *, width: float = 1.0) -> nn.Module:
+    """Return a network of shapes only, which costs no memory; with weights where its constructor needs them.
+
+    A `width` other than 1 costs no memory whatever the constructor needs.
+    """
+    try:
+        with torch.device("meta"):
+            return build_model(name, classes, image_size, width=width)
+    except NotImplementedError:  # it looks at its own weights
+        model = build_model(name, classes, image_size)
+        with torch.device("meta"):
+            return model if width == 1.0 else _scale_width(model, classes, width)
+
+
 def _construct(name: str, classes: int, image_size: int) -> nn.Module:
     from torchvision import models
 

@@ -29,7 +29,7 @@ from spaceless.trial import Evaluation, Outcome, Trial
 
 
 @dataclass(frozen=True)
-class _Trained:
+class Trained:
     """A finished trial whose weights are at hand: the network as it was trained, and its data."""
 
     outcome: Outcome
@@ -39,6 +39,7 @@ class _Trained:
 
     @property
     def trial(self) -> Trial:
+        """The trial."""
         return self.outcome.trial
 
 
@@ -56,7 +57,7 @@ def evaluate_run(
 
     """
     _check_repeats(repeats, 200)
-    trained = _trained(folder, place, test_images, "shuffle_last" if shuffle_last is not None else "")
+    trained = open_trial(folder, place, test_images, "shuffle_last" if shuffle_last is not None else "")
     trial, data, model = trained.trial, trained.data, trained.model
     if shuffle_last is not None:
         model = without_shuffle(model)
@@ -89,7 +90,7 @@ def profile_run(
 
     """
     _check_repeats(repeats, 10)
-    trained = _trained(folder, place, test_images, "profile")
+    trained = open_trial(folder, place, test_images, "profile")
     trial, device = trained.trial, choose_device(place.device)
     precision = choose_precision(trial.recipe.precision, device)
     started, begun = datetime.now(UTC), time.perf_counter()
@@ -111,8 +112,13 @@ def _check_repeats(repeats: int, usual: int) -> None:
         raise InputError("repeats", found=repeats, expected="at least 1", cure=f"leave it out for {usual}")
 
 
-def _trained(folder: Path, place: Place, test_images: int | None, shuffling: str) -> _Trained:
-    """Return the trained network in `folder`; `shuffling` is the option that wants to shuffle it, if there is one."""
+def open_trial(folder: Path, place: Place, test_images: int | None = None, shuffling: str = "") -> Trained:
+    """Return the trained network in `folder`; `shuffling` is the option that wants to shuffle it, if there is one.
+
+    Raises:
+        InputError: The folder holds no finished trial with weights, or the images are not those of the training.
+
+    """
     folder = folder.resolve()  # "." has a parent too
     trial = read_trial(folder)
     store = Store(folder.parent)
@@ -142,7 +148,7 @@ def _trained(folder: Path, place: Place, test_images: int | None, shuffling: str
         )
     model, _ = build(trial, data.classes, data.image_size)
     _load_checked(model, weights, outcome)
-    return _Trained(outcome, model, data.subset(None, test_images), store)
+    return Trained(outcome, model, data.subset(None, test_images), store)
 
 
 def _load_checked(model: nn.Module, path: Path, outcome: Outcome) -> None:

@@ -94,6 +94,36 @@ def evaluation(found: Evaluation, as_json: bool) -> None:
         print(_accuracy(found))
 
 
+def export(found: dict[str, Any], folder: Path, as_json: bool) -> None:
+    """Show what `export_run` recorded, the original beside it, and where it is."""
+    if as_json:
+        _json(found | {"folder": str(folder)})
+        return
+    columns = {name: found[name] for name in ("original", "exported") if found[name]}
+
+    def milliseconds(times: dict[str, float]) -> str:
+        low, middle, high = (number(1000 * times[part]) for part in ("lower", "median", "upper"))
+        return f"{middle} ms ({low} to {high})"
+
+    rows: dict[str, Callable[[dict[str, Any]], str]] = {
+        "top-1 in %": lambda each: number(each["top1"]), "parameters": lambda each: number(each["params"], 0),
+        "multiply-adds": lambda each: number(each["macs"], 0),
+        "model.safetensors, bytes": lambda each: number(each["safetensors_bytes"], 0),
+        "model.onnx, bytes": lambda each: number(each["onnx_bytes"], 0),
+        "PyTorch": lambda each: milliseconds(each["latency"]["pytorch"]),
+        "onnxruntime": lambda each: milliseconds(each["latency"]["onnxruntime"]),
+    }
+    table(found["name"], (":", *columns), [(what, *map(text, columns.values())) for what, text in rows.items()])
+    print(f"times: median (quartiles) for one image, threads {found['threads']}")
+    if fast := found["times_as_fast"]:
+        print(f"{fast['pytorch']['median']:.2f} times as fast in PyTorch, {fast['onnxruntime']['median']:.2f} in "
+              "onnxruntime, pass by pass")
+    checks = found["checks"]
+    print(f"checked on {checks['images']:,} images: ONNX within {checks['largest_difference']:.2g} of PyTorch, "
+          f"{checks['same_class']:,} of the same class; rebuilt bit for bit")
+    print(folder)
+
+
 def sensitivity(found: Sensitivity, as_json: bool) -> None:
     """Show a spatial profile: unit by unit from the input on, each value with its spread over the passes."""
     if as_json:

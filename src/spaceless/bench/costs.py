@@ -27,7 +27,7 @@ def row(name: str, weights_name: str) -> dict[str, Any]:
     from torchvision import models
 
     from spaceless.cost import cost
-    from spaceless.inspection import untrained
+    from spaceless.models import untrained
 
     warnings.filterwarnings("ignore")
     weights = models.get_model_weights(name)[weights_name]

@@ -69,7 +69,7 @@ def build(name: str, size: int) -> nn.Module:
     """Return the untrained network `name`; `as-published:NAME` is torchvision's ResNet with He et al.'s strides."""
     from torch import nn
 
-    from spaceless.inspection import untrained
+    from spaceless.models import untrained
 
     if not name.startswith("as-published:"):
         return untrained(name, 10, size)
