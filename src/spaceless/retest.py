@@ -117,7 +117,7 @@ def _trained(folder: Path, place: Place, test_images: int | None, shuffling: str
     trial = read_trial(folder)
     store = Store(folder.parent)
     weights = folder / WEIGHTS
-    outcome = store.outcome(trial)
+    outcome = store.look(trial)
     if outcome is None or not weights.is_file():
         raise InputError(
             str(folder), found="no outcome" if outcome is None else "no weights",
