@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 from spaceless import checkpoint, records
 from spaceless.bench.faults import damage
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def a_disk_that_flushes_at_once(monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 def measure(**sizes) -> dict:

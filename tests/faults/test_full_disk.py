@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
+import pytest
 import torch
 
 from spaceless import checkpoint
@@ -14,6 +15,11 @@ from spaceless.bench.faults.tiny_trials import FOUR
 from spaceless.errors import CheckpointError
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def a_disk_that_flushes_at_once(monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 def measure(points: int = 3) -> dict:

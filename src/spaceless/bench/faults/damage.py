@@ -17,6 +17,7 @@ import numpy as np
 from spaceless.bench.faults.tiny_trials import (
     FOUR,
     STEPS,
+    get_ready,
     identical,
     in_child,
     owner,
@@ -32,6 +33,10 @@ from spaceless.study import run_study
 from spaceless.trial import Outcome
 
 TITLE = "Truncations and single flipped bits in the files of states and outcomes"
+_COUNTED = (
+    "truncations", "truncations detected before use", "bit flips", "bit flips detected before use",
+    "commands run again", "ended in the same weights and numbers",
+)
 _TRIAL = FOUR[0]
 _PLAN = replace(study(), planned=study().planned[:1])
 
@@ -70,8 +75,9 @@ def run(
         recoveries: After how many of them, evenly spread, the same command is run again; None is all.
 
     """
-    counts: Counter[str] = Counter()
+    counts = Counter(dict.fromkeys(_COUNTED, 0))
     failing: list[str] = []
+    get_ready()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for work in (_begin, _finish):

@@ -17,7 +17,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from spaceless.bench.faults.operations import Operation, intercepted, listed
-from spaceless.bench.faults.tiny_trials import FOUR, in_child, owner, place, state_and_complaints, study, timeless
+from spaceless.bench.faults.tiny_trials import (
+    FOUR,
+    get_ready,
+    in_child,
+    owner,
+    place,
+    state_and_complaints,
+    study,
+    timeless,
+)
 from spaceless.errors import SpacelessError
 from spaceless.rows import load
 from spaceless.store import WEIGHTS, Store, read_trial
@@ -37,6 +46,7 @@ def run(progress: Callable[[str], None], *, seed: int = 0, points: int = 20) -> 
     """
     counts: Counter[str] = Counter()
     failing: list[str] = []
+    get_ready()
     with tempfile.TemporaryDirectory() as folder:
         whole, here = Path(folder, "whole"), Path(folder, "here")
         status, told = in_child(lambda: " ".join(str(op.number) for op in listed(

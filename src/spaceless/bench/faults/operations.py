@@ -88,12 +88,13 @@ def ended_at(number: int, when: When) -> Callable[[Operation], Any]:
                 closed.append(unflushed.pop(arguments[0]))
             elif name == "fsync" and arguments[0] in unflushed:
                 close(unflushed.pop(arguments[0]))
-        result = operation.do()
-        if here and when == "power":
-            for descriptor in (*unflushed.values(), *closed):
-                os.truncate(descriptor, os.fstat(descriptor).st_size // 2)
-        if here and when in ("after", "power"):
-            os._exit(ENDED)
-        return result
+        try:
+            return operation.do()
+        finally:  # also behind one that fails: a folder may be there already
+            if here and when == "power":
+                for descriptor in (*unflushed.values(), *closed):
+                    os.truncate(descriptor, os.fstat(descriptor).st_size // 2)
+            if here:
+                os._exit(ENDED)
 
     return meet

@@ -17,6 +17,7 @@ import torch
 from spaceless.bench.faults.operations import ENDED, When, ended_at, intercepted, listed
 from spaceless.bench.faults.tiny_trials import (
     FOUR,
+    get_ready,
     identical,
     in_child,
     owner,
@@ -50,9 +51,16 @@ class _Save:
     followed: Callable[[Path], bool]
 
 
+_COUNTED = (
+    "file operations of saves", "exits within saves", "old or new state there, bit for bit", "of them old",
+    "of them new", "gone on with, nothing left behind", "file operations of trainings", "exits within trainings",
+    "states and outcome whole", "same outcome and files after the same command",
+)
+
+
 @dataclass
 class _Count:
-    counts: Counter[str] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(_COUNTED, 0)))
     failing: list[str] = field(default_factory=list)
 
     def check(self, good: bool, counted: str, complaint: str) -> None:
@@ -74,6 +82,7 @@ def run(
 
     """
     count = _Count()
+    get_ready()
     with tempfile.TemporaryDirectory() as folder:
         for number, each in enumerate(_saves(seed)):
             progress(f"{each.name}: exit at its file operations")

@@ -14,7 +14,7 @@ import torch
 
 from spaceless.checkpoint import load_latest
 from spaceless.paper import Planned
-from spaceless.run import Place, load_data
+from spaceless.run import Place, build, load_data
 from spaceless.studies import Plan
 from spaceless.trial import RECIPES, Outcome, Trial
 
@@ -37,6 +37,16 @@ def study() -> Plan:
     """Return a study of four trials, each with a further test scheme."""
     planned = tuple(Planned(trial=trial, evaluations=(0,), repeats=2) for trial in FOUR)
     return Plan("tiny", "Four tiny trials", "Do they survive?", "spaceless bench faults", planned)
+
+
+def get_ready() -> None:
+    """Import and make here, once, what every child would import and make for itself; nothing is trained.
+
+    A process that has trained on a GPU cannot be forked to train again.
+    """
+    for trial in FOUR:
+        data = load_data(trial)
+        build(trial, data.classes, data.image_size)
 
 
 def place(out: Path) -> Place:
