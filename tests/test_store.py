@@ -76,6 +76,20 @@ def test_every_single_flipped_bit_of_an_outcome_is_noticed(store):
             store.look(TRIAL)
 
 
+@pytest.mark.parametrize("status", ["finished", "diverged", "failed"])
+def test_states_that_a_killed_process_has_left_are_removed_unless_there_is_something_to_go_on_with(store, status):
+    left = store.states(TRIAL) / "state-000000001.safetensors"
+    left.parent.mkdir()
+    left.write_bytes(b"")
+    assert store.outcome(TRIAL) is None
+    assert left.exists()
+    store.finish(OUTCOME.model_copy(update={"status": status}))
+    store.look(TRIAL)
+    assert left.exists()
+    assert store.outcome(TRIAL).status == status
+    assert left.exists() == (status == "failed")
+
+
 def test_with_the_outcome_go_the_further_tests_of_its_weights(store):
     store.finish(OUTCOME)
     path = store.add_evaluation(TRIAL, Evaluation(shuffle_last=0, images=10, top1=(50.0,)))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from spaceless.atomic import set_aside
+from spaceless.checkpoint import discard
 from spaceless.errors import DamagedError, InputError
 from spaceless.records import read, read_edited, write
 from spaceless.sensitivity import PROFILES, Sensitivity
@@ -102,7 +103,8 @@ class Store:
         """Return the stored outcome of `trial`, or None if it has to run.
 
         What is damaged in its folder is set aside as `*.broken`, with a warning, so that it is made again: a damaged
-        outcome together with the further test schemes of the weights that it told of.
+        outcome together with the further test schemes of the weights that it told of. Training states that are left of
+        a trial that has ended are removed.
 
         Raises:
             InputError: As `look`.
@@ -120,7 +122,10 @@ class Store:
             return None
         for path in further:
             _damaged(Evaluation, path)
-        return self.look(trial)
+        found = self.look(trial)
+        if found is not None and found.status != "failed":
+            discard(self.states(trial))  # whoever wrote the outcome may have been killed before
+        return found
 
     def _refuse_another(self, trial: Trial) -> None:
         path = self.folder(trial) / TRIAL

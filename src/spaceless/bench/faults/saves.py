@@ -213,6 +213,7 @@ def _ended(work: Callable[[], object], number: int, when: When) -> None:
 
 
 def _end_trainings(trial: Trial, folder: Path, trainings: int, seed: int, count: _Count) -> None:
+    folder.mkdir()  # whoever makes it does more than the others
     whole = folder / "whole"
     _, told = in_child(lambda: "\n".join(op.name for op in listed(lambda: run_trial(trial, place(whole)))))
     names = told.split("\n")
