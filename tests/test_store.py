@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -37,6 +39,13 @@ def test_a_begun_trial_says_what_it_is_and_is_not_finished(store):
     written = (store.folder(TRIAL) / "trial.json").stat().st_mtime_ns
     store.begin(TRIAL)
     assert (store.folder(TRIAL) / "trial.json").stat().st_mtime_ns == written
+
+
+def test_the_folder_of_a_trial_is_on_disk_before_the_trial_begins(tmp_path, monkeypatch):
+    flushed, flush = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda d: (flushed.append(Path(f"/proc/self/fd/{d}").resolve()), flush(d))[1])
+    Store(tmp_path / "runs").begin(TRIAL)
+    assert {tmp_path, tmp_path / "runs", tmp_path / "runs" / TRIAL.id} <= set(flushed)
 
 
 def test_a_finished_trial_is_read_back_as_it_was(store):

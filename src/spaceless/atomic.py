@@ -26,7 +26,7 @@ def atomic_write(path: Path, content: bytes) -> None:
 
     """
     try:
-        _make(path.parent)
+        make_folder(path.parent)
         _remove_abandoned(path.parent)
         with _temporary(path) as (descriptor, temporary):
             os.fchmod(descriptor, 0o666 & ~_umask())
@@ -60,8 +60,8 @@ def set_aside(path: Path) -> Path:
     return aside
 
 
-def _make(folder: Path) -> None:
-    """Create `folder` and all above it that are missing, each with its name on disk."""
+def make_folder(folder: Path) -> None:
+    """Create `folder` and all above it that are missing, each with its name on disk; OSError if that cannot be."""
     missing = [each for each in (folder, *folder.parents) if not each.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for each in missing:

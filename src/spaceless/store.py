@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from spaceless.atomic import set_aside
+from spaceless.atomic import make_folder, set_aside
 from spaceless.checkpoint import discard
 from spaceless.errors import DamagedError, InputError
 from spaceless.records import read, read_edited, write
@@ -68,7 +68,7 @@ class Store:
         self._refuse_another(trial)
         folder = self.folder(trial)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
         except OSError as error:
             raise self._unwritable(error.strerror) from error
         if not (folder / TRIAL).exists():
@@ -163,7 +163,7 @@ class Store:
 
         """
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
+            make_folder(self.root)
         except OSError as error:
             raise self._unwritable(error.strerror) from error
         path = self.root / f"{manifest['name']}.study.json"
