@@ -23,6 +23,7 @@ from hostile_pickles import ZEROS, batch
 from spaceless.data import load
 from spaceless.data.find import ARCHIVE_FILES, TAR_FILES
 from spaceless.paper import load_study
+from spaceless.records import sealed
 from spaceless.store import read_outcome, read_trial
 
 SOUND = pickle.dumps(batch(), 2)
@@ -188,13 +189,14 @@ TEXTS = (
 )
 
 
-def put_state(folder: Path, step: int, trial: str, content: bytes) -> Path:
+def put_state(folder: Path, step: int, trial: str, content: bytes, plain: object = None) -> Path:
     """Write a training state whose manifest agrees with it, so that only what parses it can object."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"state-{step:09d}.pt"
+    path = folder / f"state-{step:09d}.safetensors"
     path.write_bytes(content)
-    path.with_suffix(".json").write_text(json.dumps({
-        "step": step, "trial": trial, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}))
+    path.with_suffix(".json").write_bytes(sealed({
+        "trial": trial, "step": step, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(),
+        "state": plain if plain is not None else {}}))
     return path
 
 

@@ -28,6 +28,7 @@ from spaceless.data import load
 from spaceless.data.cache import cache_file
 from spaceless.data.pickles import read_pickle
 from spaceless.errors import DataError, InputError
+from spaceless.records import sealed
 from spaceless.retest import evaluate_run
 from spaceless.run import Place as RunPlace
 from spaceless.run import run_trial
@@ -105,9 +106,9 @@ def test_a_training_state_is_set_aside(form, hostile, tmp_path):
     content = hostile.content if form == "pickle" else zipped_state(hostile.content)
     path = put_state(tmp_path, 2, "mine", content)
     with pytest.warns(UserWarning, match=path.name):
-        assert checkpoint.load_latest(tmp_path, "mine") == {"step": 1}
+        assert checkpoint.load_latest(tmp_path, "mine", dict) == {"step": 1}
     assert not path.exists()
-    assert path.with_name("state-000000002.pt.broken").exists()
+    assert path.with_name("state-000000002.safetensors.broken").exists()
 
 
 @every_armed_pickle
@@ -145,8 +146,9 @@ def test_weights_are_refused_even_if_the_outcome_vouches_for_them(hostile, finis
     made, place = finished
     shutil.copytree(place.store.folder(made), tmp_path / made.id)
     outcome = json.loads((tmp_path / made.id / "outcome.json").read_text())
+    del outcome["checksum"]
     outcome["weights_sha256"] = hashlib.sha256(hostile.content).hexdigest()
-    (tmp_path / made.id / "outcome.json").write_text(json.dumps(outcome))
+    (tmp_path / made.id / "outcome.json").write_bytes(sealed(outcome))
     (tmp_path / made.id / "model.safetensors").write_bytes(hostile.content)
     with pytest.raises(InputError, match=r"model\.safetensors: found SafetensorError"):
         evaluate_run(tmp_path / made.id, RunPlace(tmp_path, device="cpu"), shuffle_last=0)
@@ -157,8 +159,9 @@ def test_weights_of_another_network_are_refused(finished, tmp_path):
     other = save_weights({"0.weight": torch.zeros(3)})
     shutil.copytree(place.store.folder(made), tmp_path / made.id)
     outcome = json.loads((tmp_path / made.id / "outcome.json").read_text())
+    del outcome["checksum"]
     outcome["weights_sha256"] = hashlib.sha256(other).hexdigest()
-    (tmp_path / made.id / "outcome.json").write_text(json.dumps(outcome))
+    (tmp_path / made.id / "outcome.json").write_bytes(sealed(outcome))
     (tmp_path / made.id / "model.safetensors").write_bytes(other)
     with pytest.raises(InputError, match=r"model\.safetensors: found RuntimeError"):
         evaluate_run(tmp_path / made.id, RunPlace(tmp_path, device="cpu"), shuffle_last=0)
@@ -229,17 +232,28 @@ def test_the_real_command_line_too(tmp_path, marker):
     assert tree(tmp_path) == before
 
 
-@pytest.mark.parametrize("verb", ["evaluate", "train"])
-def test_a_hostile_outcome_on_the_command_line(verb, finished, spaceless, tmp_path):
+def test_a_hostile_outcome_on_the_command_line(finished, spaceless, tmp_path):
     made, place = finished
     folder = tmp_path / "runs" / made.id
     shutil.copytree(place.store.folder(made), folder)
     (folder / "outcome.json").write_bytes(one_pickle)
     before = tree(tmp_path)
-    status, out, err = spaceless(*(train() if verb == "train" else ("evaluate", folder)))
+    status, out, err = spaceless("evaluate", folder)
     is_an_error(status, out, err)
     assert "outcome.json" in err
     assert tree(tmp_path) == before
+
+
+def test_a_training_is_done_again_beside_a_hostile_outcome(finished, spaceless, tmp_path):
+    made, place = finished
+    folder = tmp_path / "runs" / made.id
+    shutil.copytree(place.store.folder(made), folder)
+    (folder / "outcome.json").write_bytes(one_pickle)
+    with pytest.warns(UserWarning, match=r"outcome\.json: found .*; set aside as outcome\.json\.broken and made again"):
+        assert spaceless(*train())[0] == 0
+    assert (folder / "outcome.json.broken").read_bytes() == one_pickle
+    before = read_outcome(place.store.folder(made) / "outcome.json")
+    assert read_outcome(folder / "outcome.json").weights_sha256 == before.weights_sha256
 
 
 def test_hostile_weights_on_the_command_line(finished, spaceless, tmp_path):

@@ -11,6 +11,7 @@ from spaceless.errors import InputError
 from spaceless.findings import DASH, free_ks, panels, standard_error, verdicts
 from spaceless.paper import experiment
 from spaceless.rows import Planned, frame, load, rows
+from spaceless.store import Store
 from spaceless.tables import csv_lines, panel_table
 from spaceless.trial import RECIPES, Evaluation, Trial
 
@@ -135,6 +136,24 @@ def test_a_broken_file_is_a_named_problem(tmp_path, text):
     assert (len(outcomes), studies) == (1, [])
     assert {p.where for p in problems} == {str(tmp_path / "broken/outcome.json"), str(tmp_path / "cut.study.json")}
     assert all("expected" in p.text and str(tmp_path) not in p.text for p in problems)
+
+
+def test_a_flipped_bit_is_a_problem_and_never_a_number(tmp_path):
+    made = outcome(top1=74.0)
+    Store(tmp_path).begin(made.trial)
+    Store(tmp_path).finish(made)
+    planned = [{"trial": made.trial.model_dump(mode="json")}]
+    Store(tmp_path).write_study({"name": "s", "title": "Which?", "planned": planned})
+    assert frame(tmp_path)["top1"].tolist() == [74.0]
+    paths = [tmp_path / made.trial.id / "outcome.json", tmp_path / "s.study.json"]
+    for path, old, new in zip(paths, (b"74.0", b"Which?"), (b"76.0", b"Whiah?"), strict=True):
+        path.write_bytes(path.read_bytes().replace(old, new))
+    outcomes, studies, problems = load([tmp_path])
+    assert (outcomes, studies) == ([], [])
+    assert [p.where for p in problems] == list(map(str, reversed(paths)))
+    with pytest.warns(UserWarning) as warned:
+        assert frame(tmp_path).empty
+    assert [str(each.message).split(":")[0] for each in warned] == [p.where for p in problems]
 
 
 def test_bytes_that_are_no_text_are_a_problem_too(tmp_path):

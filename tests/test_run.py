@@ -17,6 +17,7 @@ from spaceless.cost import latency
 from spaceless.distributed import Share
 from spaceless.errors import DataError, InputError, Interrupted
 from spaceless.evaluation import evaluate
+from spaceless.records import read
 from spaceless.retest import evaluate_run, profile_run
 from spaceless.rows import load as load_rows
 from spaceless.rows import rows
@@ -301,7 +302,7 @@ def test_a_profile_is_stored_beside_the_outcome_and_says_what_evaluating_says(do
     found = profile_run(folder, place, repeats=4)
     (path,) = (folder / "profiles").iterdir()
     assert path.name == "images-40-repeats-4.json"
-    assert Sensitivity.model_validate_json(path.read_text()) == found
+    assert read(Sensitivity, path) == found
     assert found.weights_sha256 == place.store.outcome(made).weights_sha256
     assert (found.precision, found.threads, found.images, found.repeats) == ("fp32", 1, 40, 4)
     assert found.clean == evaluate_run(folder, place, shuffle_last=0, repeats=1).mean

@@ -18,6 +18,7 @@ from spaceless.errors import DataError, Interrupted
 from spaceless.estimate import check
 from spaceless.retest import evaluate_run
 from spaceless.run import Place, load_data, run_trial
+from spaceless.store import read_outcome
 from spaceless.study import run_study
 from spaceless.trial import RECIPES, Outcome, Trial
 from tiny_studies import planned
@@ -172,7 +173,7 @@ def test_two_processes_name_the_image_that_only_one_of_them_met(root, tmp_path):
         port = str(probe.getsockname()[1])
     torch.multiprocessing.spawn(_one_of_two, (root, tmp_path / "two", port), nprocs=2)
     one = run(root, tmp_path / "one", trial())
-    two = Outcome.model_validate_json((tmp_path / "two" / one.trial.id / "outcome.json").read_text())
+    two = read_outcome(tmp_path / "two" / one.trial.id / "outcome.json")
     assert (two.processes, two.data.note) == (2, NOTE)
     assert [e.loss for e in two.history] == pytest.approx([e.loss for e in one.history], rel=1e-4)
     assert two.evaluations[0].images == 9

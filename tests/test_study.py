@@ -107,10 +107,10 @@ def test_a_place_that_cannot_serve_stops_the_study_too(tmp_path, place, jobs):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_broken_outcome_is_named_and_nothing_runs(tmp_path):
+def test_a_changed_specification_is_named_and_nothing_runs(tmp_path):
     (tmp_path / FOUR[1].id).mkdir()
-    (tmp_path / FOUR[1].id / "outcome.json").write_text("{")
-    with pytest.raises(InputError, match=FOUR[1].id):
+    (tmp_path / FOUR[1].id / "trial.json").write_text(FOUR[2].model_dump_json())
+    with pytest.raises(InputError, match=rf"{FOUR[1].id}/trial\.json: found .*conv1x1"):
         run_study(planned(*FOUR), Place(tmp_path))
     assert [p.name for p in tmp_path.iterdir()] == [FOUR[1].id]
 
@@ -141,6 +141,40 @@ def test_finished_trials_are_skipped_and_the_rest_is_run(serial, tmp_path):
         "started", "finished"]
     again = run_study(planned(*FOUR, trial(seed=1)), Place(out), studies=())
     assert (len(again.known), again.ran) == (5, [])
+
+
+def test_what_is_damaged_is_set_aside_and_made_again(serial, tmp_path):
+    plan, place = planned(*FOUR[:2], evaluations=(0,), repeats=2), Place(tmp_path)
+    run_study(plan, place)
+    before = finished(tmp_path)
+    _flip(tmp_path / FOUR[0].id / "outcome.json")
+    (test,) = (tmp_path / FOUR[1].id / "evaluations").iterdir()
+    stored = test.read_bytes()
+    _flip(test)
+    assert check(plan.planned, place).to_run == 1
+    assert not list(tmp_path.glob("*/*.broken"))  # asking what it would cost changes nothing
+    with pytest.warns(UserWarning, match="set aside"):
+        tally = run_study(plan, place)
+    assert weights(tally.known + tally.ran) == {t.id: serial[1][t.id] for t in FOUR[:2]}
+    after = finished(tmp_path)
+    assert {name for name in before if after[name] != before[name]} == {FOUR[0].id}
+    assert test.read_bytes() == stored
+    assert {p.name for p in tmp_path.rglob("*.broken")} == {
+        "outcome.json.broken", "shuffle-last-0-repeats-1.json.broken"}
+    assert len(run_study(plan, place).known) == 2
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_two_studies_of_one_name_are_not_mixed_up(serial):
+    with pytest.raises(InputError, match=r"tiny\.study\.json: found a study of this name with 3 other trials"):
+        run_study(planned(FOUR[0], trial(seed=7)), Place(serial[0]))
+    assert not (serial[0] / trial(seed=7).id).exists()
+    assert len(run_study(planned(*FOUR), Place(serial[0])).known) == 4
 
 
 def test_a_failing_trial_is_reported_and_the_rest_goes_on(tmp_path, serial, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 from pathlib import Path
 
@@ -10,9 +12,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from spaceless import checkpoint
+from spaceless import checkpoint, resuming
 from spaceless.data import Dataset, feed
 from spaceless.data.augment import draw_crops, normalise
+from spaceless.data.broken import Broken
 from spaceless.errors import CheckpointError, Interrupted
 from spaceless.evaluation import evaluate
 from spaceless.models import GlobalAveragePool
@@ -136,7 +139,7 @@ def test_a_broken_newest_state_costs_steps_but_changes_nothing(whole, tmp_path):
     states = States(tmp_path / "states", "abc", every_seconds=0.0)
     with pytest.raises(Interrupted):
         train(network(), made_data(), recipe, 3, states=states, stop=after(6))
-    newest = max(states.folder.glob("*.pt"))
+    newest = max(states.folder.glob("*.safetensors"))
     newest.write_bytes(newest.read_bytes()[:-5])
     resumed = network()
     with pytest.warns(UserWarning, match="set aside"):
@@ -153,17 +156,115 @@ def test_bf16_resumes_bit_identically_too(tmp_path):
     same((model, training), (resumed, train(resumed, made_data(), SGD, 3, states=states, precision="bf16")))
 
 
-@pytest.mark.parametrize("change", [
-    {"model": {}}, {"model": 5}, {"optimizer": {"state": {}}}, {"step": "x"}, {"step": None}, {"sums": [1]},
-    {"sums": torch.zeros(2)}, {"history": [{"epoch": 1}]}, {"history": 5},
-], ids=str)
-def test_a_state_of_another_shape_is_named(change, tmp_path):
+def test_what_an_optimizer_keeps_lies_in_memory_as_its_parameter_does(tmp_path):
+    # A fused step goes through both from the first number to the last, whatever the numbers belong to.
+    model = nn.Sequential(nn.Conv2d(3, 4, 3)).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True)
+    model(torch.randn(2, 3, 5, 5).to(memory_format=torch.channels_last)).sum().backward()
+    optimizer.step()
+    moment = optimizer.state[model[0].weight]["momentum_buffer"]
+    assert moment.stride() == model[0].weight.stride() != torch.empty(4, 3, 3, 3).stride()
+    checkpoint.save(tmp_path, {
+        "model": model.state_dict(), "optimizer": optimizer.state_dict(), "sums": torch.zeros(3, dtype=torch.float64),
+        "step": 1, "spent": 0.0, "history": [], "broken": [(3, "a.png", "cut short")],
+    }, 1, "abc")
+    other = nn.Sequential(nn.Conv2d(3, 4, 3)).to(memory_format=torch.channels_last)
+    fresh = torch.optim.SGD(other.parameters(), lr=0.1, momentum=0.9, fused=True)
+    before = checkpoint.load_latest(
+        tmp_path, "abc", lambda state: resuming.resumed(state, model=other, optimizer=fresh, last=1))
+    assert before.broken == (Broken(3, "a.png", "cut short"),)
+    assert not fresh.state
+    assert not torch.equal(other[0].weight, model[0].weight)
+    before.put_into(other, fresh)
+    found = fresh.state[other[0].weight]["momentum_buffer"]
+    assert found.stride() == moment.stride()
+    assert torch.equal(found, moment)
+    assert torch.equal(other[0].weight, model[0].weight)
+
+
+def _within(state: dict, place: str, value: object) -> None:
+    *path, last = (int(part) if part.isdigit() else part for part in place.split("/"))
+    for part in path:
+        state = state[part]
+    if value is None:
+        del state[last]
+    else:
+        state[last] = value
+
+
+MOMENT = "optimizer/state/0/momentum_buffer"
+UNFIT = {
+    "no weights": ("model", {}), "weights a number": ("model", 5), "a weight missing": ("model/0.weight", None),
+    "a weight more": ("model/x", torch.zeros(1)),
+    "a weight of another shape": ("model/0.weight", torch.zeros(4, 3, 3, 2)),
+    "a weight of another type": ("model/0.weight", torch.zeros(4, 3, 3, 3).double()),
+    "no groups": ("optimizer", {"state": {}}), "two groups": ("optimizer/param_groups", [{}, {}]),
+    "no moment": (MOMENT, None), "a moment more": ("optimizer/state/0/exp_avg", torch.zeros(4, 3, 3, 3)),
+    "a moment of another shape": (MOMENT, torch.zeros(3)), "of another type": (MOMENT, torch.zeros(4, 3, 3, 3).half()),
+    "moments of no parameter": ("optimizer/state/99", {}), "a step in words": ("step", "x"), "no step": ("step", None),
+    "a step too many": ("step", STEPS + 1), "before the first": ("step", 0), "no sums": ("sums", None),
+    "sums in a list": ("sums", [1]), "sums of another shape": ("sums", torch.zeros(2).double()),
+    "sums of another type": ("sums", torch.zeros(3)), "an epoch without numbers": ("history", [{"epoch": 1}]),
+    "no epochs": ("history", 5), "time that is none": ("spent", float("inf")), "broken images": ("broken", [[1]]),
+}
+
+
+@pytest.mark.parametrize("how", UNFIT)
+def test_a_state_that_does_not_fit_is_set_aside_and_the_one_before_it_goes_on(whole, how, tmp_path):
+    recipe, model, training = whole
+    states = States(tmp_path / "states", "abc")
+    with pytest.raises(Interrupted):
+        train(network(), made_data(), recipe, 3, states=states, stop=after(5))
+    state = checkpoint.load_latest(states.folder, "abc", dict)
+    place, value = UNFIT[how]
+    if place == MOMENT and recipe is ADAMW:
+        place = "optimizer/state/0/exp_avg_sq"
+    if recipe is SGD or place != "optimizer/state/0/exp_avg":  # which AdamW has
+        _within(state, place, value)
+    else:
+        _within(state, "optimizer/state/0/step", torch.zeros(1))
+    checkpoint.save(states.folder, state, 6, "abc")
+    resumed, told = network(), []
+    with pytest.warns(UserWarning, match="state-000000006.* set aside"):
+        found = train(resumed, made_data(), recipe, 3, states=states, progress=told.append)
+    assert len(told) == STEPS - 5
+    same((model, training), (resumed, found))
+
+
+@pytest.mark.parametrize("changed", [{"weight_decay": 0.1}, {"momentum": 0.5}, {"nesterov": False}], ids=str)
+def test_a_state_of_another_optimizer_is_not_gone_on_with(changed, tmp_path):
     states = States(tmp_path / "states", "abc")
     with pytest.raises(Interrupted):
         train(network(), made_data(), SGD, 3, states=states, stop=after(5))
-    checkpoint.save(states.folder, checkpoint.load_latest(states.folder, "abc") | change, 6, "abc")
-    with pytest.raises(CheckpointError, match=r"states: found .*; remove this folder"):
-        train(network(), made_data(), SGD, 3, states=states)
+    told = []
+    with pytest.warns(UserWarning, match=f"found {next(iter(changed))} .* in the optimizer"):
+        train(network(), made_data(), SGD.model_copy(update=changed), 3, states=states, progress=told.append)
+    assert len(told) == STEPS
+
+
+def test_a_disk_that_fills_up_ends_the_training_and_the_same_call_goes_on(whole, tmp_path, monkeypatch):
+    recipe, model, training = whole
+    states = States(tmp_path / "states", "abc", every_seconds=0.0)
+    room, told = [5], []
+    write = os.write
+
+    def limited(descriptor, content):
+        if not room[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(descriptor, content)
+
+    def progress(now):
+        told.append(now)
+        room[0] -= 1
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", limited)
+        with pytest.raises(CheckpointError, match=r"state-000000005.*No space left on device.*goes on"):
+            train(network(), made_data(), recipe, 3, states=states, progress=progress)
+    resumed, again = network(), []
+    found = train(resumed, made_data(), recipe, 3, states=states, progress=again.append)
+    assert (len(told), len(again)) == (5, STEPS - 4)
+    same((model, training), (resumed, found))
 
 
 def test_the_state_of_another_trial_is_not_used(tmp_path):
@@ -297,12 +398,18 @@ def test_weights_that_are_lost_in_the_very_last_step_are_a_divergence_too(tmp_pa
         assert found.diverged
 
 
-def test_momentum_0_trains():
-    model = network()
-    assert len(train(model, made_data(), SGD.model_copy(update={"momentum": 0.0}), 0).history) == EPOCHS
+def test_momentum_0_trains_and_resumes(tmp_path):
+    model, again, recipe = network(), network(), SGD.model_copy(update={"momentum": 0.0})
+    states = States(tmp_path, "abc")
+    training = train(model, made_data(), recipe, 0)
+    assert len(training.history) == EPOCHS
+    with pytest.raises(Interrupted):
+        train(network(), made_data(), recipe, 0, states=states, stop=after(5))
+    same((model, training), (again, train(again, made_data(), recipe, 0, states=states)))
 
 
 def test_states_are_written_only_as_often_as_asked(tmp_path):
     folder = Path(tmp_path / "states")
     train(network(), made_data(), SGD, 0, states=States(folder, "abc", every_seconds=3600))
-    assert [p.name for p in sorted(folder.iterdir())] == [f"state-{STEPS:09d}.json", f"state-{STEPS:09d}.pt"]
+    assert [p.name for p in sorted(folder.iterdir())] == [
+        f"state-{STEPS:09d}.json", f"state-{STEPS:09d}.safetensors"]

@@ -1,103 +1,69 @@
-"""Files that are either the old or the new state, never half of one: atomic writes and verified training states."""
+"""Training states: tensors as safetensors and all else as JSON, verified before anything in them is used."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import os
 import re
 import shutil
-import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as parse_tensors
+from safetensors.torch import save as dump_tensors
+from torch import Tensor
 
-from spaceless.errors import CheckpointError
+from spaceless.atomic import atomic_write, set_aside
+from spaceless.errors import CheckpointError, DamagedError
+from spaceless.packing import pack, unpack
+from spaceless.records import LARGEST_FILE, sealed, unsealed
+
+_T = TypeVar("_T")
 
 KEPT = 2  # if the newest state turns out broken, the one before it still serves
-
-
-def atomic_write(path: Path, content: bytes) -> None:
-    """Write `content` to `path` so that a reader sees the old or the new file whole, whenever the writer dies.
-
-    Raises:
-        CheckpointError: The folder cannot be written to or the disk is full; the old file is left as it was.
-
-    """
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False) as out:
-            temporary = out.name
-            out.write(content)
-            out.flush()
-            os.fsync(out.fileno())
-        Path(temporary).chmod(0o666 & ~_umask())
-        Path(temporary).replace(path)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise CheckpointError(
-            str(path), found=error.strerror or error, expected="a folder with room that may be written to",
-            cure="free some space or choose another --out; the same command then goes on",
-        ) from error
-    _flush_folder(path.parent)
-
-
-def _umask() -> int:
-    current = os.umask(0o022)
-    os.umask(current)
-    return current
-
-
-def _flush_folder(folder: Path) -> None:
-    """Put the new name on disk, where that can be asked for: some network file systems cannot flush a folder."""
-    with suppress(OSError):  # the file itself is whole and in its place
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+_PAYLOAD, _MANIFEST, _EARLIER = ".safetensors", ".json", ".pt"
 
 
 def save(folder: Path, state: Mapping[str, Any], step: int, trial: str) -> None:
-    """Store a training state (tensors and plain values) as `state-STEP.pt` with a manifest, which is written last.
+    """Store a training state that `folder` does not have yet, and keep the last two.
 
-    The last two states are kept. `trial` is the identity that `load_latest` must ask for.
+    The tensors of the nested `state` become `state-STEP.safetensors`; all else goes into `state-STEP.json`, which is
+    written last and holds size and SHA-256 of the tensors' file and a checksum of itself. `trial` is the identity that
+    `load_latest` must ask for. Only one process at a time may save into a folder.
+
+    Raises:
+        CheckpointError: The disk is full or the folder cannot be written to; the states before are left as they were.
+
     """
-    buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
-    content = buffer.getvalue()
+    tensors, plain = pack(state)
+    content = dump_tensors(_separate(tensors))
     manifest = {
-        "step": step, "trial": trial, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(),
+        "trial": trial, "step": step, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(),
+        "state": plain,
     }
-    atomic_write(_payload(folder, step), content)
-    atomic_write(_payload(folder, step).with_suffix(".json"), json.dumps(manifest).encode())
-    for old in _steps(folder)[KEPT:]:
-        _payload(folder, old).with_suffix(".json").unlink(missing_ok=True)
-        _payload(folder, old).unlink(missing_ok=True)
+    atomic_write(_file(folder, step, _PAYLOAD), content)
+    atomic_write(_file(folder, step, _MANIFEST), sealed(manifest))
+    _remove_older(folder)
 
 
-def load_latest(folder: Path, trial: str) -> dict[str, Any] | None:
-    """Return the newest sound state of `trial` in `folder`, or None if there is none.
+def load_latest(folder: Path, trial: str, read: Callable[[dict[Any, Any]], _T]) -> _T | None:
+    """Return what `read` makes of the newest sound state of `trial` in `folder`, or None if there is none.
 
-    A state whose size, digest or owner does not match its manifest is set aside as `*.broken`, with a warning, before
-    anything in it is parsed.
+    A state whose size, digest, step or owner is not what its manifest says is set aside as `*.broken`, with a warning,
+    before anything in it is parsed; so is one that `read` refuses by a LookupError, TypeError or ValueError, in which
+    case it must not have used any of it. Then the state before it is looked at.
     """
     for step in _steps(folder):
-        payload = _payload(folder, step)
         try:
-            return _verified(payload, trial)
+            return _read(folder, step, trial, read)
         except CheckpointError as error:
             warnings.warn(f"{error}", stacklevel=2)
-            for path in (payload, payload.with_suffix(".json")):
-                if path.exists():
-                    path.replace(path.with_name(path.name + ".broken"))
+            for kind in (_PAYLOAD, _EARLIER, _MANIFEST):
+                set_aside(_file(folder, step, kind))
     return None
 
 
@@ -106,8 +72,8 @@ def discard(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _payload(folder: Path, step: int) -> Path:
-    return folder / f"state-{step:09d}.pt"
+def _file(folder: Path, step: int, suffix: str) -> Path:
+    return folder / f"state-{step:09d}{suffix}"
 
 
 def _steps(folder: Path) -> list[int]:
@@ -116,26 +82,62 @@ def _steps(folder: Path) -> list[int]:
     return sorted((int(name[1]) for name in names if name), reverse=True)
 
 
-def _verified(payload: Path, trial: str) -> dict[str, Any]:
+def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return copies as safetensors wants them: in order, on the processor, none sharing its memory with another."""
+    found: dict[str, Tensor] = {}
+    seen = set()
+    for name, tensor in tensors.items():
+        whole = tensor.detach().cpu().contiguous()
+        place = whole.untyped_storage().data_ptr()
+        found[name] = whole.clone() if place in seen else whole
+        seen.add(place)
+    return found
+
+
+def _remove_older(folder: Path) -> None:
+    """Remove all but the newest states, and tensors whose manifest was never written."""
+    kept = {_file(folder, step, kind).name for step in _steps(folder)[:KEPT] for kind in (_PAYLOAD, _MANIFEST)}
+    with suppress(OSError):  # a state too many harms nobody
+        for kind in (_MANIFEST, _PAYLOAD):  # in this order: a manifest promises its tensors
+            for path in folder.glob(f"state-*{kind}"):
+                if path.name not in kept:
+                    path.unlink()
+
+
+def _read(folder: Path, step: int, trial: str, read: Callable[[dict[Any, Any]], _T]) -> _T:
+    payload = _file(folder, step, _PAYLOAD)
+    if not payload.exists() and _file(folder, step, _EARLIER).exists():
+        raise _broken(_file(folder, step, _EARLIER), "a state of an earlier version, which is not read any more")
+    manifest, content = _verified(folder, step, trial)
     try:
-        manifest = json.loads(payload.with_suffix(".json").read_bytes())
+        return read(unpack(parse_tensors(content), manifest["state"]))
+    except (SafetensorError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise _broken(payload, f"{type(error).__name__}: {error}".splitlines()[0][:160]) from error
+
+
+def _verified(folder: Path, step: int, trial: str) -> tuple[dict[str, Any], bytes]:
+    """Return the manifest and the bytes of the tensors' file, neither of them parsed further than to verify it."""
+    path, payload = _file(folder, step, _MANIFEST), _file(folder, step, _PAYLOAD)
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise _broken(path, f"a file of more than {LARGEST_FILE:,} bytes")
+        manifest = json.loads(unsealed(path.read_bytes(), str(path), required=True))
+        if (manifest["trial"], manifest["step"]) != (trial, step):
+            raise _broken(path, f"step {manifest['step']} of {manifest['trial']}"[:160])
+        if manifest["bytes"] != payload.stat().st_size:
+            raise _broken(payload, f"a file of {payload.stat().st_size:,} bytes")
         content = payload.read_bytes()
-        wanted = manifest["trial"], manifest["bytes"], manifest["sha256"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise _broken(payload, f"{type(error).__name__}: {error}") from error
-    if wanted != (trial, len(content), hashlib.sha256(content).hexdigest()):
-        raise _broken(payload, "content that is not what its manifest says")
-    try:
-        state = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
-    except Exception as error:  # the unpickler can fail in any way on what another version wrote
-        raise _broken(payload, f"{type(error).__name__}") from error
-    if not isinstance(state, dict):
-        raise _broken(payload, type(state).__name__)
-    return state
+        if hashlib.sha256(content).hexdigest() != manifest["sha256"]:
+            raise _broken(payload, "content that is not what its manifest says")
+    except DamagedError as error:
+        raise _broken(path, str(error.found)) from error
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise _broken(path, f"{type(error).__name__}: {error}"[:160]) from error
+    return manifest, content
 
 
-def _broken(payload: Path, found: str) -> CheckpointError:
+def _broken(path: Path, found: str) -> CheckpointError:
     return CheckpointError(
-        str(payload), found=found, expected="the state that was saved",
+        str(path), found=found, expected="the state that was saved",
         cure="it is set aside and the state before it is used",
     )

@@ -44,8 +44,12 @@ class DataError(InputError):
     """A data set is missing, broken or not what its name says."""
 
 
+class DamagedError(InputError):
+    """A stored record is not what was written: cut short, or changed."""
+
+
 class CheckpointError(SpacelessError):
-    """A stored training state or outcome is not what was written."""
+    """A training state or another file cannot be stored, or is not what was stored."""
 
 
 class Interrupted(SpacelessError):  # noqa: N818 (it is an outcome, not a mistake)

@@ -12,11 +12,11 @@ import torch
 from spaceless.cost import cost
 from spaceless.data import Dataset
 from spaceless.data.readers import Images
-from spaceless.errors import DataError, InputError
+from spaceless.errors import DamagedError, DataError, InputError
 from spaceless.paper import Planned, data_sets
 from spaceless.run import Place, build, choose_device, choose_precision, load_data
 from spaceless.training import train
-from spaceless.trial import RANDOM_METHODS, RECIPES, Trial
+from spaceless.trial import RANDOM_METHODS, RECIPES, Outcome, Trial
 
 _PROBE_SECONDS = 3.0  # the longest step that is measured whole; a longer one is measured on fewer images
 _FEW = 8  # images
@@ -99,7 +99,7 @@ def _look(planned: Sequence[Planned], place: Place, *, foresee: bool) -> Estimat
                 "--no-weights", found=f"further test schemes for {trial.label}", expected="trained weights to test",
                 cure="leave --no-weights out",
             )
-        known = place.store.outcome(trial)
+        known = _finished(trial, place)
         if known is not None and known.data is not None and size.digest not in (None, known.data.digest):
             raise InputError(
                 f"data {trial.data}", found="other images than the finished trials had", expected="the same",
@@ -123,6 +123,13 @@ def _look(planned: Sequence[Planned], place: Place, *, foresee: bool) -> Estimat
             found.seconds += share * (steps + size.test_images * passes / 3) / speed
     found.absent = tuple(sorted(absent))
     return found
+
+
+def _finished(trial: Trial, place: Place) -> Outcome | None:
+    try:
+        return place.store.look(trial)
+    except DamagedError:  # the study sets it aside and runs the trial again
+        return None
 
 
 def _size(data: Images) -> _Size:

@@ -20,7 +20,7 @@ from safetensors.torch import save as dump_weights
 from torch import Tensor, nn
 
 from spaceless.card import card
-from spaceless.checkpoint import atomic_write
+from spaceless.atomic import atomic_write
 from spaceless.cost import Latency, compare_latency, cost, latency
 from spaceless.data.augment import normalise
 from spaceless.data.feed import Batch, test_batches

@@ -13,10 +13,11 @@ from spaceless.errors import InputError, Interrupted
 from spaceless.files import write
 from spaceless.numerals import duration
 from spaceless.page import Watched, html_text
+from spaceless.records import read
 from spaceless.report import gather
 from spaceless.rows import load
 from spaceless.signals import caught_signals
-from spaceless.trial import Outcome, Trial, parse
+from spaceless.trial import Outcome, Trial
 
 Stop = Callable[[], int | None]
 _SLICE = 0.2  # seconds between two looks at whether a signal has come
@@ -39,10 +40,10 @@ def running(dirs: Sequence[str | Path], now: float) -> list[Running]:
         if (path.parent / "outcome.json").exists():
             continue
         try:
-            trial = parse(Trial, path.read_text(encoding="utf-8"), str(path))
+            trial = read(Trial, path)
             written = [p.stat().st_mtime for p in path.parent.rglob("*")]
             begun = path.stat().st_mtime
-        except (InputError, OSError, UnicodeDecodeError):
+        except (InputError, OSError):
             continue  # half-written or gone in this moment: the report names what stays broken
         found.append(Running(trial, now - begun, now - max(written)))
     return sorted(found, key=lambda each: -each.begun)

@@ -123,7 +123,7 @@ def open_trial(folder: Path, place: Place, test_images: int | None = None, shuff
     trial = read_trial(folder)
     store = Store(folder.parent)
     weights = folder / WEIGHTS
-    outcome = store.outcome(trial)
+    outcome = store.look(trial)
     if outcome is None or not weights.is_file():
         raise InputError(
             str(folder), found="no outcome" if outcome is None else "no weights",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import statistics
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from spaceless.errors import InputError
 from spaceless.paper import Axis, Experiment, Printed, experiments
-from spaceless.trial import Change, Evaluation, Method, Outcome, Spec, Trial, parse
+from spaceless.records import read
+from spaceless.trial import Change, Evaluation, Method, Outcome, Spec, Trial
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
 _S = TypeVar("_S", bound=Spec)
 
 METHOD_ORDER = ("baseline", "shuffle", "gap_fc", "conv1x1", "channel_shuffle", "strip")
-_LARGEST_FILE = 64 * 2**20  # bytes; an outcome of 1,000 epochs is below 1 MB, so more than this is not one of ours
 
 
 class Planned(Spec, extra="ignore"):
@@ -168,11 +169,8 @@ def load(dirs: Sequence[str | Path]) -> tuple[list[Outcome], list[Study], list[P
 def read_record(kind: type[_S], path: Path, problems: list[Problem]) -> _S | None:
     """Return the record of `kind` in `path`, or None and one more problem if there is no such record in it."""
     try:
-        if path.stat().st_size > _LARGEST_FILE:
-            raise InputError(str(path), found="a file of this size", expected=f"at most {_LARGEST_FILE} bytes",
-                             cure="move it away")
-        return parse(kind, path.read_text(encoding="utf-8"), str(path))
-    except (InputError, OSError, UnicodeDecodeError) as error:
+        return read(kind, path)
+    except InputError as error:
         problems.append(Problem(str(path), str(error).removeprefix(str(path)).lstrip(": ")))
         return None
 
@@ -302,12 +300,14 @@ def frame(dirs: str | Path | Sequence[str | Path]) -> pd.DataFrame:
     """Return a tidy data frame of all outcomes under `dirs`, one line per outcome and test scheme.
 
     Accuracies (`top1`, `top5`) and `spread` over repeats are in percent, `latency_ms` is the median time for one batch
-    in milliseconds; what was not measured is missing (NaN or NA), also for trials that failed. Raises InputError for a
-    folder that does not exist.
+    in milliseconds; what was not measured is missing (NaN or NA), also for trials that failed. A file that cannot be
+    used is left out with a warning that names it. Raises InputError for a folder that does not exist.
     """
     import pandas as pd
 
-    outcomes, _, _ = load([dirs] if isinstance(dirs, str | Path) else dirs)
+    outcomes, _, problems = load([dirs] if isinstance(dirs, str | Path) else dirs)
+    for problem in problems:
+        warnings.warn(f"{problem.where}: {problem.text}", stacklevel=2)
     lines = [_line(o, e) for o in outcomes for e in (o.evaluations or (None,))]
     table = pd.DataFrame(lines, columns=list(_COLUMNS))
     return table.astype(_COLUMNS)

@@ -20,6 +20,7 @@ from torch import nn
 
 from spaceless import checkpoint
 from spaceless.allocator import keep_memory
+from spaceless.atomic import atomic_write
 from spaceless.cost import cost, latency
 from spaceless.data import Images, open_images
 from spaceless.data.broken import broken_note
@@ -113,7 +114,8 @@ def run_trial(
     The latency of the trained network is measured last of all, see `_latency`, and changes nothing else.
 
     Raises:
-        InputError: Bad name, missing data, impossible surgery. Nothing was written.
+        InputError: Bad name, missing data, impossible surgery, a folder that holds another trial. Nothing was written.
+        CheckpointError: The disk is full or cannot be written to. The same call goes on from the last state.
         Interrupted: `stop` returned a signal number; the same call resumes.
 
     """
@@ -148,7 +150,7 @@ def run_trial(
         )
     weights = dump_weights({name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()})
     if place.keep_weights and mine.rank == 0:
-        checkpoint.atomic_write(folder / WEIGHTS, weights)
+        atomic_write(folder / WEIGHTS, weights)
     field = _field(model, data.image_size)
     seconds = sum(epoch.seconds for epoch in training.history) + time.perf_counter() - trained
     alone = mine.count == 1 and not training.diverged

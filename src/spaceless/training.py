@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,14 @@ from torch.nn import functional
 
 from spaceless import checkpoint
 from spaceless.data.augment import normalise
-from spaceless.data.broken import Broken, LeftOut
+from spaceless.data.broken import LeftOut
 from spaceless.data.feed import steps_per_epoch, training_batches
 from spaceless.data.readers import Images
 from spaceless.distributed import average_gradients, from_first, gathered, highest, share, spread, total
-from spaceless.errors import CheckpointError, Interrupted
+from spaceless.errors import Interrupted
 from spaceless.evaluation import autocast, in_format
 from spaceless.fast_layers import fast_layers
+from spaceless.resuming import resumed
 from spaceless.schedule import learning_rate
 from spaceless.seeds import derive
 from spaceless.shuffle import shuffles
@@ -84,6 +86,7 @@ def train(
     Raises:
         Interrupted: `stop` asked for it. The same call goes on from there.
         DataError: Too many images are broken.
+        CheckpointError: A state cannot be written. The same call goes on from the state before it.
 
     """
     device = next(iter(model.parameters())).device
@@ -96,24 +99,17 @@ def train(
     optimizer = _optimizer(model, recipe)
     layers = list(shuffles(model))
     history: list[Epoch] = []
-    broken_before: list[Broken] = []
     step, spent, sums = 0, 0.0, torch.zeros(3, dtype=torch.float64, device=device)  # loss, correct, images
-    resumed = from_first(checkpoint.load_latest(states.folder, states.trial) if states and mine.rank == 0 else None)
-    if states and resumed:
-        try:
-            model.load_state_dict(resumed["model"])
-            optimizer.load_state_dict(resumed["optimizer"])
-            step, spent = int(resumed["step"]), float(resumed["spent"])
-            if mine.rank == 0:  # the sums of all processes are in it
-                sums.copy_(resumed["sums"])
-            history = [Epoch(**epoch) for epoch in resumed["history"]]
-            broken_before = [Broken(*image) for image in resumed.get("broken", ())]
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise CheckpointError(
-                str(states.folder), found=f"{type(error).__name__}: {error}".splitlines()[0][:120],
-                expected="a state of this training", cure="remove this folder, and the training starts again",
-            ) from error
-    left_out = LeftOut(data.source, data.train_labels, data.class_names, broken_before)
+    before = from_first(
+        checkpoint.load_latest(
+            states.folder, states.trial, partial(resumed, model=model, optimizer=optimizer, last=last))
+        if states and mine.rank == 0 else None)
+    if before is not None:
+        before.put_into(model, optimizer)
+        step, spent, history = before.step, before.spent, [*before.history]
+        if mine.rank == 0:  # the sums of all processes are in it
+            sums.copy_(before.sums)
+    left_out = LeftOut(data.source, data.train_labels, data.class_names, before.broken if before else ())
     saved = resume_mark = time.perf_counter()
 
     def save() -> None:
