@@ -172,9 +172,12 @@ def read_record(kind: type[_S], path: Path, problems: list[Problem]) -> _S | Non
             raise InputError(str(path), found="a file of this size", expected=f"at most {_LARGEST_FILE} bytes",
                              cure="move it away")
         return parse(kind, path.read_text(encoding="utf-8"), str(path))
-    except (InputError, OSError, UnicodeDecodeError) as error:
-        problems.append(Problem(str(path), str(error).removeprefix(str(path)).lstrip(": ")))
-        return None
+    except (OSError, UnicodeDecodeError) as error:
+        problem = InputError(str(path), found=error, expected="a readable JSON file", cure="move it away")
+    except InputError as error:
+        problem = error
+    problems.append(Problem(str(path), str(problem).removeprefix(str(path)).lstrip(": ")))
+    return None
 
 
 def _with_evaluations(outcome: Outcome, folder: Path, problems: list[Problem]) -> Outcome:
