@@ -11,8 +11,8 @@ import broken_readers
 import pytest
 
 from spaceless.bench.faults import mutations
+from spaceless.bench.faults.corruption import _HARMS, damaged
 from spaceless.bench.faults.crafted import crafted
-from spaceless.bench.faults.damage import _HARMS, damaged
 from spaceless.bench.faults.form import in_form
 from spaceless.bench.faults.mutants import form_of, mutant, randomness
 from spaceless.bench.faults.mutations import FORMS

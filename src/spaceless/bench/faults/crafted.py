@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from functools import partial
 from random import Random
 
+from spaceless.bench.faults.corruption import damaged
 from spaceless.bench.faults.crafted_archives import crafted_gzip, crafted_parquet, crafted_zip
 from spaceless.bench.faults.crafted_images import crafted_image, is_image
 from spaceless.bench.faults.crafted_pickles import crafted_npy, crafted_pickle
 from spaceless.bench.faults.crafted_texts import crafted_json, crafted_safetensors, crafted_toml
-from spaceless.bench.faults.damage import damaged
 from spaceless.bench.faults.payloads import whole
 
 

@@ -8,7 +8,7 @@ import struct
 from collections.abc import Sequence
 from random import Random
 
-from spaceless.bench.faults.damage import NUMBERS
+from spaceless.bench.faults.corruption import NUMBERS
 from spaceless.bench.faults.payloads import whole
 
 
