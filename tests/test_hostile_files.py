@@ -161,10 +161,10 @@ def _typed(dtype: str, size: int) -> bytes:
 
 
 OTHERS = {
-    "another network's": (
-        save_weights({"0.weight": torch.zeros(3)}), r"0\.weight: found float32 \(3,\), expected no such tensor"),
-    "complex numbers": (_typed("C64", 16), ": found "), "numbers of 4 bits": (_typed("F4", 1), ": found "),
-    "an unknown type": (_typed("X9", 1), ": found SafetensorError"),
+    "another network's": (save_weights({"0.weight": torch.zeros(3)}), r"0\.weight: found float32 \(3,\), expected no"),
+    "complex numbers": (_typed("C64", 16), r"0\.weight: found complex64 \(2,\), expected no"),
+    "a type that few versions know": (_typed("F8_E8M0", 2), r"(found KeyError: 'F8_E8M0'|0\.weight: found float8)"),
+    "an unknown type": (_typed("X9", 1), "found SafetensorError"),
 }
 
 
@@ -178,7 +178,7 @@ def test_weights_of_another_network_are_refused(case, finished, tmp_path):
     outcome["weights_sha256"] = hashlib.sha256(other).hexdigest()
     (tmp_path / made.id / "outcome.json").write_bytes(sealed(outcome))
     (tmp_path / made.id / "model.safetensors").write_bytes(other)
-    with pytest.raises(InputError, match=rf"model\.safetensors{': ' if says[0] != ':' else ''}{says}"):
+    with pytest.raises(InputError, match=rf"model\.safetensors: {says}"):
         evaluate_run(tmp_path / made.id, RunPlace(tmp_path, device="cpu"), shuffle_last=0)
 
 

@@ -11,13 +11,13 @@ import broken_readers
 import pytest
 
 from spaceless.bench.faults import mutations
+from spaceless.bench.faults.corruption import _HARMS, damaged
 from spaceless.bench.faults.crafted import crafted
 from spaceless.bench.faults.form import in_form
 from spaceless.bench.faults.mutants import form_of, mutant, randomness
 from spaceless.bench.faults.mutations import FORMS
 from spaceless.bench.faults.payloads import fragments, whole
 from spaceless.bench.faults.sandbox import Limits
-from spaceless.bench.faults.scrambling import _HARMS, damaged
 
 FOUND_OUT = {  # a reader that breaks a promise: the promise, and what is said of it
     broken_readers.unpickles: ("code executed", "pickle.find_class"),

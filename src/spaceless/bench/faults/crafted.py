@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from functools import partial
 from random import Random
 
+from spaceless.bench.faults.corruption import damaged
 from spaceless.bench.faults.crafted_archives import crafted_gzip, crafted_parquet, crafted_zip
 from spaceless.bench.faults.crafted_images import crafted_image, is_image
 from spaceless.bench.faults.crafted_pickles import crafted_npy, crafted_pickle
 from spaceless.bench.faults.crafted_texts import crafted_json, crafted_safetensors, crafted_toml
 from spaceless.bench.faults.payloads import whole
-from spaceless.bench.faults.scrambling import damaged
 
 
 def crafted(random: Random, content: bytes, other: bytes, calls: Sequence[bytes]) -> tuple[str, bytes]:

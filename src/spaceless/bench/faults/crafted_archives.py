@@ -13,7 +13,7 @@ from functools import lru_cache
 from random import Random
 from typing import Any
 
-from spaceless.bench.faults.scrambling import NUMBERS, WORDS
+from spaceless.bench.faults.corruption import NUMBERS, WORDS
 
 _NAMES = ("../x.npy", "/etc/x.npy", "x" * 60_000, "a\nb.npy", "", "x_train.npy\0.txt", "x_train", "<b>.npy", "..",
           "x_train.npy")

@@ -12,7 +12,7 @@ from random import Random
 
 from PIL import Image
 
-from spaceless.bench.faults.scrambling import NUMBERS, WORDS
+from spaceless.bench.faults.corruption import NUMBERS, WORDS
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _SIDES = (0, 1, 7, 9, 255, 4096, 8192, 8193, 16383, 16384, 32768, 65535, 65536, 1 << 26, (1 << 31) - 1, 1 << 31,

@@ -8,8 +8,8 @@ import struct
 from collections.abc import Sequence
 from random import Random
 
+from spaceless.bench.faults.corruption import NUMBERS
 from spaceless.bench.faults.payloads import whole
-from spaceless.bench.faults.scrambling import NUMBERS
 
 
 def crafted_pickle(random: Random, calls: Sequence[bytes], content: bytes) -> bytes:

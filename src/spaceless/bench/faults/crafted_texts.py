@@ -7,7 +7,7 @@ import struct
 from random import Random
 from typing import Any
 
-from spaceless.bench.faults.scrambling import NUMBERS, WORDS
+from spaceless.bench.faults.corruption import NUMBERS, WORDS
 
 _DEEP = 5000  # nested lists
 _LONG = 200_000  # characters of a text that is too long

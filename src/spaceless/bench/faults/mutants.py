@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from random import Random
 from typing import NamedTuple
 
+from spaceless.bench.faults.corruption import WORDS, damaged
 from spaceless.bench.faults.crafted import crafted
 from spaceless.bench.faults.form import Form, Sound
-from spaceless.bench.faults.scrambling import WORDS, damaged
 
 _CRAFTED = 0.4  # of all mutations know the form of the file
 
