@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from spaceless.compression import Compression
 from spaceless.errors import InputError
 from spaceless.paper import Axis, Experiment, Printed, experiments
 from spaceless.trial import Change, Evaluation, Method, Outcome, Spec, Trial, parse
@@ -58,11 +59,12 @@ class Study(Spec, extra="ignore"):
     title: str | None = None
     asks: str | None = None
     command: str | None = None
-    kind: Literal["study", "calibration"] = "study"
+    kind: Literal["study", "calibration", "compression"] = "study"
     x: Axis | None = None
     x_ticks: tuple[int, ...] = ()
     planned: tuple[Planned, ...] = ()
     truth: tuple[Truth, ...] = ()
+    compression: Compression | None = None
 
 
 @dataclass(frozen=True)
@@ -262,7 +264,8 @@ class _Group:
 
 
 def _group(groups: dict[str, _Group], trial: Trial) -> _Group:
-    alike = trial.model_copy(update={"seed": 0})
+    start = trial.start and trial.start.model_copy(update={"run": "0" * 16, "weights_sha256": "0" * 64})
+    alike = trial.model_copy(update={"seed": 0, "start": start})  # each seed starts from weights of its own
     return groups.setdefault(alike.id, _Group(alike, [], set(), set()))
 
 
