@@ -195,9 +195,9 @@ def plan(question: Question, trials: Sequence[Trial], command: str, found: Compr
 def _told(question: Question) -> str | None:
     if question.warm is None:
         return None
-    teacher = question.warm.distillation
+    teacher, epochs = question.warm.distillation, question.recipe.epochs
     text = (f"Warm start: the changed networks begin from the baseline's weights and are trained for "
-            f"{question.recipe.epochs} epochs instead of {question.baselines[0].recipe.epochs}")
+            f"{epochs} epoch{'s' * (epochs > 1)} instead of {question.baselines[0].recipe.epochs}")
     return text + ("." if teacher is None else
                    f", with the baseline's answers as targets (temperature {teacher.temperature:g}, weight "
                    f"{teacher.weight:g}).")

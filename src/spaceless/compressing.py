@@ -56,7 +56,8 @@ class Wanted:
     holdout
         The share of the training images that K is chosen on (default: 0.1).
     seeds
-        `0-2` or `0,1,2`: as many trainings of each network (default: 0).
+        `0-2` or `0,1,2`: as many trainings of each network (default: 0). Several are judged by their spread too, for
+        which three are better than two.
     recipe
         `paper`, `fast`, `smoke`, `imagenet` or `control` (default: paper).
     epochs
@@ -181,11 +182,11 @@ def _baselines(model: str, data: str, wanted: Wanted) -> tuple[Trial, ...]:
     changed = {key: value for key in ("epochs", "batch_size", "augment", "precision")
                if (value := getattr(wanted, key)) is not None}
     recipe = make(Recipe, "recipe", **RECIPES[name].model_dump() | changed)
+    given = {key: value for key in ("width", "image_size", "train_images", "test_images", "holdout")
+             if (value := getattr(wanted, key)) is not None}
     return tuple(
-        make(Trial, "compress", model=model, data=data, recipe=recipe, seed=seed, width=wanted.width or 1.0,
-             image_size=wanted.image_size, train_images=wanted.train_images, test_images=wanted.test_images,
-             holdout=_HOLDOUT if wanted.holdout is None else wanted.holdout)
-        for seed in _seeds(wanted.seeds or "0"))
+        make(Trial, "compress", **{"model": model, "data": data, "recipe": recipe, "seed": seed, "holdout": _HOLDOUT}
+             | given) for seed in _seeds(wanted.seeds or "0"))
 
 
 def _seeds(text: str) -> list[int]:
@@ -260,7 +261,7 @@ def _budget_text(question: Question, allowed: Budget) -> str:
     epochs = question.baselines[0].recipe.epochs
     changed = "" if question.recipe.epochs == epochs else f", changed networks {question.recipe.epochs}"
     text = (f"at most {allowed.trainings} trainings: the baseline and {allowed.tries} of {allowed.units} K, "
-            f"{seeds} seed{'s' if seeds > 1 else ''} each, {epochs} epochs{changed}")
+            f"{seeds} seed{'s' * (seeds > 1)} each, {epochs} epoch{'s' * (epochs > 1)}{changed}")
     if allowed.estimate.seconds:
         text += f"; about {duration(allowed.estimate.seconds)} at most, one training after another"
     return text + (f"\n{allowed.refused}" if allowed.refused else "")

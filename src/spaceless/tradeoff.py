@@ -16,8 +16,8 @@ from spaceless.tables import Column, Table
 from spaceless.wording import Answer
 
 _COSTS = {"params": "parameters", "macs": "multiply-adds", "latency": "time for a forward pass"}
-_VERDICTS = {"baseline": "the baseline", "within": "within the tolerance", "beyond": "beyond the tolerance",
-             "open": "not shown to be within", "diverged": "the training diverged"}
+_VERDICTS = {"baseline": "baseline", "within": "within", "beyond": "beyond", "open": "undecided",
+             "diverged": "diverged"}
 
 
 def compression_panel(search: Compression, rows: Sequence[Row]) -> Panel:
@@ -82,8 +82,8 @@ def _saved(found: Tried, base: Tried, cost: str) -> str:
 def compression_table(search: Compression) -> Table:
     """Return everything that was tried, by K: sizes, accuracy, its difference to the baseline, and the verdict."""
     columns = (
-        Column("K", "units"), Column("top-1", "percent, held out"), Column("difference", "points"),
-        Column("at least", f"points, {100 * search.confidence:g} % sure"), Column("parameters", "M"),
+        Column("K", "units"), Column("top-1", "%, held out"), Column("differs", "points"),
+        Column("at least", f"{100 * search.confidence:g} % sure"), Column("parameters", "M"),
         Column("multiply-adds", "M"), Column("latency", "ms"), Column("verdict", numeric=False),
     )
     lines, tones = [], []
@@ -95,7 +95,8 @@ def compression_table(search: Compression) -> Table:
             number(each.macs and each.macs / 1e6, 1), number(each.latency, 3), _VERDICTS[each.verdict] + chosen,
         ))
         tones.append({"within": "good", "beyond": "bad", "diverged": "bad"}.get(each.verdict, ""))
-    return Table("What was tried", columns, tuple(lines), tuple(tones))
+    return Table(f"What was tried, and whether it is within {points(search.tolerance)}", columns, tuple(lines),
+                 tuple(tones))
 
 
 def compression_charts(search: Compression, panel: Panel) -> list[tuple[str, str, Spec]]:

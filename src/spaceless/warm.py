@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
@@ -24,7 +24,7 @@ from spaceless.store import WEIGHTS, Store
 from spaceless.trial import Recipe, Start, Trial
 from spaceless.units import is_spatial
 
-_STATISTICS = 2048  # training images that the statistics of batch normalisation are estimated from again
+_STATISTICS = 1024  # training images that the statistics of batch normalisation are estimated from again
 _Normalisation = nn.modules.batchnorm._BatchNorm
 
 
@@ -61,8 +61,8 @@ def warm_start(
     `start.reduction` says, and a bias makes the means of its outputs those of the original layer's. Where the changed
     network has one position and the original many, the original's mean over positions is aimed at. The error is the
     mean square of the difference of outputs, its mean per channel left out (a bias or the normalisation behind takes
-    it away), as a share of the variance of the original's. In between, and in the end for good, batch normalisation
-    behind the first changed layer takes its statistics from the training images.
+    it away), as a share of the variance of the original's. After each layer the batch normalisations behind the first
+    changed one take their statistics from the training images again.
 
     Args:
         model: `original` changed by `conv1x1` or `gap_fc`, with all other weights the original's; changed in place
@@ -84,11 +84,10 @@ def warm_start(
     errors = []
     with torch.no_grad():
         for layer in pairs:
-            with _batch_statistics(behind):
-                name, error = layer.reduce(start, partial(_both, model, original, layer, few))
+            name, error = layer.reduce(start, partial(_both, model, original, layer, few))
+            _estimate_again(model, behind, images)
             taken[name] += 1
             errors.append(error)
-        _estimate_again(model, behind, images)
     if not pairs:
         return ("Warm start: no spatial kernel had to be reduced.",)
     kinds = ", ".join(f"{NAMES[name]} in {count}" for name, count in taken.items())
@@ -252,26 +251,15 @@ def _normalisations_behind(
     return [m for m in dict.fromkeys(order[first:]) if isinstance(m, _Normalisation) and m not in order[:first]]
 
 
-@contextmanager
-def _batch_statistics(normalisations: Sequence[_Normalisation]) -> Iterator[None]:
-    """Let these normalise by the statistics of each batch within this context."""
-    for each in normalisations:
-        each.train()
-    try:
-        yield
-    finally:
-        for each in normalisations:
-            each.eval()
-
-
 def _estimate_again(model: nn.Module, normalisations: Sequence[_Normalisation], batches: Sequence[Tensor]) -> None:
     """Make the running statistics of `normalisations` the means of those of `batches`."""
     momenta = [each.momentum for each in normalisations]
     for each in normalisations:
         each.reset_running_stats()
         each.momentum = None  # the plain mean over all batches
-    with _batch_statistics(normalisations):
-        for images in batches:
-            model(images)
+        each.train()
+    for images in batches:
+        model(images)
     for each, momentum in zip(normalisations, momenta, strict=True):
         each.momentum = momentum
+        each.eval()
