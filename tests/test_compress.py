@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from commands import Commands, is_an_error, tree
-from spaceless import compress, study
+from spaceless import attempts, compress
 from spaceless.calibrate import regime
 from spaceless.compress import Question, budget, search, tuning_recipe
 from spaceless.errors import SpacelessError
@@ -47,7 +47,7 @@ def searched(tmp_path_factory) -> Path:
     """Return the folder of a search that was interrupted in a training, and gone on with by the same command."""
     folder = tmp_path_factory.mktemp("searched")
     patch, fired = pytest.MonkeyPatch(), []
-    run = study.run_trial
+    run = attempts.run_trial
 
     def interrupted(trial, place, *, progress, **rest):
         def told(now):
@@ -58,7 +58,7 @@ def searched(tmp_path_factory) -> Path:
 
         return run(trial, place, progress=told, **rest)
 
-    patch.setattr(study, "run_trial", interrupted)
+    patch.setattr(attempts, "run_trial", interrupted)
     with pytest.MonkeyPatch.context() as context:
         context.chdir(folder)
         from spaceless import cli
