@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -12,6 +14,8 @@ from spaceless.data.heldout import held_out
 from spaceless.data.readers import open_images
 from spaceless.errors import InputError
 from spaceless.paired import unpacked
+from spaceless.report import csv_text, gather
+from spaceless.rows import frame
 from spaceless.run import Place, load_data, run_trial
 from spaceless.trial import RECIPES
 from tiny_studies import trial
@@ -109,3 +113,16 @@ def test_a_trial_with_a_holdout_is_evaluated_on_it_image_by_image(tmp_path):
     assert run_trial(trial(), Place(tmp_path)).evaluations[0].right is None  # no study pays for what it does not use
     full = make_control("arrangement-4", 0).subset(64, 40)
     assert load_data(held, test=True).test_count == full.test_count == 40
+
+
+def test_accuracies_on_images_held_out_are_told_from_those_on_test_images(tmp_path):
+    for each in (trial(), trial(holdout=0.25)):
+        run_trial(each, Place(tmp_path))
+    found = frame(tmp_path).set_index("id")
+    assert found.loc[trial(holdout=0.25).id, "holdout"] == 0.25
+    assert math.isnan(found.loc[trial().id, "holdout"])
+    page = gather([tmp_path], pictures=False)
+    titles = [panel.title for section in page.sections for panel in section.panels]
+    assert len(titles) == 2  # never in one picture
+    assert sum("25 % of the training images held out" in title for title in titles) == 1
+    assert sorted(line.split(",")[10] for line in csv_text(page).splitlines()) == ["", "0.25", "holdout"]

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 from cyclopts import App, CycloptsError, Parameter
 
 from spaceless import __version__, work
-from spaceless.compressing import Wanted
 from spaceless.errors import InputError, Interrupted, SpacelessError
 from spaceless.trial import Augment, Downsample, Precision
+from spaceless.wanted import Wanted
 from spaceless.work import Workers
 
 if TYPE_CHECKING:

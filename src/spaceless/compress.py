@@ -12,14 +12,14 @@ import torch
 from spaceless.compression import Compression, Objective, Tested, Tried
 from spaceless.errors import InputError, SpacelessError, SurgeryError
 from spaceless.estimate import Estimate, check, estimate
-from spaceless.findings import standard_error
-from spaceless.paired import Paired, Right, paired_interval, unpacked
+from spaceless.judging import baseline, best, held_out_images, judged, right_images
+from spaceless.paired import paired_interval
 from spaceless.paper import Planned
 from spaceless.retest import test_run
 from spaceless.run import Place, count_units, load_data
 from spaceless.search import largest_k, usual_budget
 from spaceless.studies import Plan
-from spaceless.trial import Evaluation, Outcome, Recipe, Start, Trial
+from spaceless.trial import Outcome, Recipe, Start, Trial
 
 NAME = "compress"  # of the study: its page and its records are those of the last search in a folder
 TUNING_SHARE = 4  # a warm start is trained for a quarter of the original's epochs, at a tenth of its learning rate
@@ -155,12 +155,13 @@ def search(
     middle = (allowed.units + 1) // 2
     trained(0, *((middle,) if question.warm is None else ()))
     base = _outcomes(question.baselines, place)
-    tried.append(_baseline(base, question))
-    tell(f"baseline: {tried[0].top1:.2f} % on {_images(base[0]):,} held-out images; at most {allowed.tries} K to try")
+    tried.append(baseline(base, question.tolerance))
+    tell(f"baseline: {tried[0].top1:.2f} % on {held_out_images(base[0]):,} held-out images; "
+         f"at most {allowed.tries} K to try")
 
     def within(k: int) -> bool:
         trained(k)
-        found = _judged(k, _outcomes(question.trials(k, place), place), base, question)
+        found = judged(k, _outcomes(question.trials(k, place), place), base, question.tolerance, question.confidence)
         tried.append(found)
         gone = "diverged" if found.difference is None else (
             f"{found.difference:+.2f} points, at least {found.low:+.2f}: {found.verdict}")
@@ -168,13 +169,13 @@ def search(
         return found.verdict == "within"
 
     found = largest_k(allowed.units, within, allowed.tries)
-    chosen = _best([each for each in tried if each.k <= found.largest and each.verdict == "within"],
+    chosen = best([each for each in tried if each.k <= found.largest and each.verdict == "within"],
                    found.largest, question.objective)
     first = question.baselines[0]
     return Compression(
         model=first.model, data=first.data, method=question.method, objective=question.objective,  # type: ignore[arg-type]
         tolerance=question.tolerance, confidence=question.confidence, holdout=first.holdout or 0.0,
-        images=_images(base[0]), seeds=tuple(t.seed for t in question.baselines), units=allowed.units,
+        images=held_out_images(base[0]), seeds=tuple(t.seed for t in question.baselines), units=allowed.units,
         budget=allowed.tries, spent=found.spent, tried=tuple(tried), largest=found.largest, chosen=chosen,
         alone=found.alone, warm=_told(question),
         test=_test(question, chosen, place) if chosen else None,
@@ -213,72 +214,12 @@ def _outcomes(trials: Sequence[Trial], place: Place) -> list[Outcome]:
     return [outcome for outcome in found if outcome is not None]
 
 
-def _images(outcome: Outcome) -> int:
-    return outcome.data.test_images if outcome.data is not None else 0
-
-
-def _baseline(outcomes: Sequence[Outcome], question: Question) -> Tried:
-    for outcome in outcomes:
-        classes = outcome.data.classes if outcome.data is not None else 2
-        chance = 100 / classes
-        limit = chance + 3 * standard_error(chance, _images(outcome)) + question.tolerance
-        if outcome.top1 is None or outcome.top1 <= limit:
-            reached = outcome.status if outcome.top1 is None else f"{outcome.top1:.1f} % on the images held out"
-            raise SpacelessError(
-                f"baseline {outcome.trial.label}", found=reached,
-                expected=f"more than {limit:.1f} %, clearly above chance: else every K is as good",
-                cure="train it longer, with another recipe or on more images")
-    return _tried(0, "baseline", outcomes)
-
-
-def _tried(k: int, verdict: str, outcomes: Sequence[Outcome], interval: Paired | None = None) -> Tried:
-    accuracies = [outcome.top1 for outcome in outcomes if outcome.top1 is not None]
-    times = [outcome.latency.median for outcome in outcomes if outcome.latency is not None]
-    return Tried(
-        k=k, verdict=verdict, top1=statistics.fmean(accuracies) if accuracies else None,  # type: ignore[arg-type]
-        difference=None if interval is None else interval.difference,
-        low=None if interval is None else interval.low, high=None if interval is None else interval.high,
-        params=outcomes[0].params, macs=outcomes[0].macs,
-        latency=1000 * statistics.median(times) if times else None, ids=tuple(o.trial.id for o in outcomes),
-    )
-
-
-def _judged(k: int, outcomes: Sequence[Outcome], base: Sequence[Outcome], question: Question) -> Tried:
-    if any(outcome.status == "diverged" for outcome in outcomes):
-        return _tried(k, "diverged", outcomes)
-    interval = paired_interval([_right(o.evaluations[0], o.trial) for o in base],
-                               [_right(o.evaluations[0], o.trial) for o in outcomes], question.confidence)
-    verdict = "within" if interval.low >= -question.tolerance else (
-        "beyond" if interval.high < -question.tolerance else "open")
-    return _tried(k, verdict, outcomes, interval)
-
-
-def _right(evaluation: Evaluation, trial: Trial) -> Right:
-    if evaluation.right is None:
-        raise SpacelessError(
-            trial.label, found="an outcome without the answers to single images", expected="one with them",
-            cure="remove this trial's folder and run the same command again")
-    return unpacked(evaluation.right, evaluation.images + len(evaluation.left_out))
-
-
-def _best(within: Sequence[Tried], largest: int, objective: Objective) -> int:
-    """Return the K with the smallest objective; of those that are equal the largest K."""
-    if largest == 0:
-        return 0
-    costs = {each.k: getattr(each, objective) for each in within}
-    if missing := [k for k, cost in costs.items() if cost is None]:
-        raise SpacelessError(
-            f"--objective {objective}", found=f"no {objective} of K = {', '.join(map(str, missing))}",
-            expected="one of each network within the tolerance", cure="choose --objective params or macs")
-    return min(costs, key=lambda k: (costs[k], -k))
-
-
 def _test(question: Question, chosen: int, place: Place) -> Tested:
     """Return the accuracies of the baseline and the chosen network on the test images, which nothing has seen yet."""
     with torch.no_grad():
         pairs = [[test_run(place.store.folder(trial), place) for trial in question.trials(k, place)]
                  for k in (0, chosen)]
-    base, other = ([_right(each, trial) for each, trial in zip(found, question.trials(k, place), strict=True)]
+    base, other = ([right_images(each, trial) for each, trial in zip(found, question.trials(k, place), strict=True)]
                    for found, k in zip(pairs, (0, chosen), strict=True))
     interval = paired_interval(base, other, question.confidence)
     means = [statistics.fmean(each.mean for each in found) for found in pairs]

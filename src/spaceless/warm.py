@@ -14,18 +14,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_weights
 from torch import Tensor, nn
 
+from spaceless.counterparts import caught, counterpart, estimate_again, normalisations_behind
 from spaceless.data import Images
 from spaceless.data.augment import normalise
 from spaceless.data.feed import training_batches
 from spaceless.errors import InputError
-from spaceless.models import GlobalAveragePool, build_model
+from spaceless.models import build_model
 from spaceless.reduction import NAMES, candidates, fit
 from spaceless.store import WEIGHTS, Store
 from spaceless.trial import Recipe, Start, Trial
 from spaceless.units import is_spatial
 
 _STATISTICS = 1024  # training images that the statistics of batch normalisation are estimated from again
-_Normalisation = nn.modules.batchnorm._BatchNorm
 
 
 def load_original(trial: Trial, store: Store, data: Images) -> nn.Module:
@@ -79,13 +79,13 @@ def warm_start(
     few = _as_many(images, start.images)
     model.eval()
     pairs = _changed(model, original, few[0])
-    behind = _normalisations_behind(model, [layer.place for layer in pairs], few[0])
+    behind = normalisations_behind(model, [layer.place for layer in pairs], few[0])
     taken: Counter[str] = Counter()
     errors = []
     with torch.no_grad():
         for layer in pairs:
             name, error = layer.reduce(start, partial(_both, model, original, layer, few))
-            _estimate_again(model, behind, images)
+            estimate_again(model, behind, images)
             taken[name] += 1
             errors.append(error)
     if not pairs:
@@ -180,7 +180,7 @@ def _changed(model: nn.Module, original: nn.Module, images: Tensor) -> list[_Lay
         handle.remove()
     found = []
     for path in dict.fromkeys(order):
-        was, place = original.get_submodule(path), _counterpart(model, original, path)
+        was, place = original.get_submodule(path), counterpart(model, original, path)
         assert isinstance(was, nn.Conv2d)
         kernels = [m for m in place.modules() if isinstance(m, nn.Conv2d | nn.Linear)] if place is not None else []
         if len(kernels) == 1 and place is not None and not (
@@ -189,77 +189,13 @@ def _changed(model: nn.Module, original: nn.Module, images: Tensor) -> list[_Lay
     return found
 
 
-def _counterpart(model: nn.Module, original: nn.Module, path: str) -> nn.Module | None:
-    """Return what stands in `model` in the place of the original's `path`, whatever was put in front; None if gone."""
-    here, there = model, original
-    for part in path.split("."):
-        if isinstance(here, nn.Sequential) and len(here) == 2 and isinstance(here[0], GlobalAveragePool) and type(
-                there) is not nn.Sequential:
-            here = here[1]  # pooling in front of the first changed unit
-        if part not in dict(here.named_children()):
-            return None
-        here, there = here.get_submodule(part), there.get_submodule(part)
-    return here
-
-
-class _ReachedError(Exception):
-    """The layer that was waited for has been executed: the rest of the pass is not needed."""
-
-
 def _both(
     model: nn.Module, original: nn.Module, layer: _Layer, batches: Sequence[Tensor],
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield what enters the changed layer (N, C, H, W), and what the original puts out there, for each batch."""
     for images in batches:
-        x = _caught(model, layer.place, images, entering=True)
-        target = _caught(original, layer.spatial, images, entering=False)
+        x = caught(model, layer.place, images, entering=True)
+        target = caught(original, layer.spatial, images, entering=False)
         with torch.no_grad():
             output = layer.place(x)
         yield x, target if target.shape == output.shape else target.mean((2, 3), keepdim=True)
-
-
-def _caught(model: nn.Module, module: nn.Module, images: Tensor, *, entering: bool) -> Tensor:
-    """Return what enters or leaves `module` in a pass of `images` through `model`."""
-    box: list[Tensor] = []
-
-    def catch(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor | None = None) -> None:
-        box.append((inputs[0] if output is None else output).clone())
-        raise _ReachedError
-
-    handle = module.register_forward_pre_hook(catch) if entering else module.register_forward_hook(catch)
-    try:
-        model(images)
-    except _ReachedError:
-        pass
-    finally:
-        handle.remove()
-    return box[0]
-
-
-def _normalisations_behind(
-    model: nn.Module, changed: Sequence[nn.Module], images: Tensor,
-) -> list[_Normalisation]:
-    """Return the batch normalisations that are executed behind the first of the `changed` modules."""
-    order: list[nn.Module] = []
-    watched = [*changed, *(m for m in model.modules() if isinstance(m, _Normalisation) and m.running_mean is not None)]
-    handles = [m.register_forward_pre_hook(lambda m, _: order.append(m)) for m in watched]
-    with torch.no_grad():
-        model(images)
-    for handle in handles:
-        handle.remove()
-    first = min((order.index(m) for m in changed), default=len(order))
-    return [m for m in dict.fromkeys(order[first:]) if isinstance(m, _Normalisation) and m not in order[:first]]
-
-
-def _estimate_again(model: nn.Module, normalisations: Sequence[_Normalisation], batches: Sequence[Tensor]) -> None:
-    """Make the running statistics of `normalisations` the means of those of `batches`."""
-    momenta = [each.momentum for each in normalisations]
-    for each in normalisations:
-        each.reset_running_stats()
-        each.momentum = None  # the plain mean over all batches
-        each.train()
-    for images in batches:
-        model(images)
-    for each, momentum in zip(normalisations, momenta, strict=True):
-        each.momentum = momentum
-        each.eval()
