@@ -20,6 +20,7 @@ from spaceless.paired import packed
 from spaceless.receptive import usable_field
 from spaceless.run import Place
 from spaceless.surgery import remove_spatial
+from spaceless.tradeoff import compression_answer
 from spaceless.trial import RECIPES, DataFacts, Evaluation, Latency, Outcome, Start, Trial
 
 torch.set_num_threads(1)
@@ -144,7 +145,7 @@ def test_what_is_shown_of_a_search(searched, command, monkeypatch):
     status, out, err = command(*words(out="runs"))
     assert status == 0
     assert "K = 2 of 4 units by GAP+FC has the fewest parameters within 5 points of the baseline: " in out
-    assert "−70\N{NO-BREAK SPACE}% parameters, −44\N{NO-BREAK SPACE}% multiply-adds, " in out
+    assert "−70\N{NO-BREAK SPACE}% parameters, −44\N{NO-BREAK SPACE}% multiply-adds.\n" in out
     assert "On the 400 test images, read once:" in out
     assert out.splitlines()[-1] == "runs/compress.html"
     assert (Path(out.splitlines()[-3]) / "model.safetensors").is_file()
@@ -334,6 +335,10 @@ def test_latency_may_choose_a_smaller_k_than_the_largest(tmp_path, untested):
     accuracies, times = {0: 80, 1: 80, 2: 80, 3: 80, 4: 25}, {0: 5, 1: 4, 2: 1, 3: 2, 4: 1}
     found, _, _ = found_by(tmp_path / "a", accuracies, times, tolerance=1.0, objective="latency")
     assert (found.largest, found.chosen) == (3, 2)
+    told = compression_answer(found)
+    assert "time for a forward pass" in told.text
+    assert "K = 3 would be within the tolerance too" in told.text
+    assert any("not side by side" in note for note in told.notes)
     for objective in ("params", "macs"):
         found, _, _ = found_by(tmp_path / objective, accuracies, times, tolerance=1.0, objective=objective)
         assert (found.largest, found.chosen) == (3, 3)

@@ -13,6 +13,8 @@ from spaceless.data.dataset import Dataset
 from spaceless.data.heldout import held_out
 from spaceless.data.readers import open_images
 from spaceless.errors import InputError
+from spaceless.evaluation import evaluate
+from spaceless.models import build_model
 from spaceless.paired import unpacked
 from spaceless.report import csv_text, gather
 from spaceless.rows import frame
@@ -91,6 +93,25 @@ def test_a_broken_image_among_those_held_out_counts_as_wrong(tmp_path, monkeypat
     right = unpacked(found.right, 9)
     assert not right[broken]
     assert 100 * right.sum() / 8 == pytest.approx(found.top1[0])
+
+
+def test_a_broken_image_moves_no_other_image_s_answer(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPACELESS_WORKERS", "0")
+    make_folders(tmp_path / "set", broken=False)
+    whole = open_images(tmp_path / "set", image_size=16, streamed=True)
+    torch.manual_seed(0)
+    model = build_model("chain:4-M-8", 3, 16, seed=0)
+    model.train()(torch.randn(64, 3, 16, 16))
+    sound = unpacked(evaluate(model, whole, batch_size=4, each=True).right, 9)
+    for number in (0, 5, 8):
+        assert 0 < sound.sum() < 9
+        path = tmp_path / "set" / whole.test.path(number)
+        content = path.read_bytes()
+        truncate(path)
+        with pytest.warns(UserWarning, match="left out"):
+            found = unpacked(evaluate(model, whole, batch_size=4, each=True).right, 9)
+        assert found.tolist() == [right and i != number for i, right in enumerate(sound.tolist())]
+        path.write_bytes(content)
 
 
 def truncated(root, names: list[str]) -> str:

@@ -154,8 +154,8 @@ def plain(text: str) -> str:
 _CSV = (
     "study", "model", "data", "method", "k", "only", "strip", "downsample", "image_size", "width", "holdout",
     "reduction", "augment", "recipe", "epochs", "train_images", "test_images", "shuffle_last", "n", "seeds", "top1",
-    "spread", "shuffle_spread", "top5", "params", "macs", "latency_ms", "receptive_field", "paper_top1", "paper_std", "paper_params_m", "paper_source",
-    "difference", "failed", "diverged", "missing",
+    "spread", "shuffle_spread", "top5", "params", "macs", "latency_ms", "receptive_field", "paper_top1", "paper_std",
+    "paper_params_m", "paper_source", "difference", "failed", "diverged", "missing",
 )
 
 
