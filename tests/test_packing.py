@@ -21,7 +21,7 @@ ONE, TWO = torch.zeros(1), torch.ones(2)
     ({"~1": ONE, "/": TWO}, {"~01", "~1"}, {}),
     ({"groups": [{"lr": 0.1, "params": [0, 1], "on": True, "none": None}]}, set(),
      {"groups": [{"lr": 0.1, "params": [0, 1], "on": True, "none": None}]}),
-], ids=str)
+], ids=range(7))
 def test_there_and_back(state, paths, plain):
     tensors, rest = pack(state)
     assert (set(tensors), rest) == (paths, plain)
