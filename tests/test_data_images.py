@@ -15,9 +15,9 @@ from spaceless.errors import DataError
 RANDOM = np.random.default_rng(0)
 
 
-def encoded(image, kind="PNG"):
+def encoded(image, kind="PNG", **options):
     stream = io.BytesIO()
-    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(stream, kind)
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(stream, kind, **options)
     return stream.getvalue()
 
 
@@ -72,6 +72,30 @@ def test_what_is_no_image(content):
 def test_bombs_are_refused_by_their_header(width, height, recwarn):
     with pytest.raises(DataError, match="bomb: found"):
         image_size_of(claiming(width, height), "bomb")
+
+
+def test_a_jpeg_of_scans_without_end_is_refused():
+    sound = encoded(np.zeros((16, 16, 3), np.uint8), "JPEG", progressive=True)
+    last = sound.rindex(b"\xff\xda")
+    many = sound[:last] + sound[last:-2] * 300 + b"\xff\xd9"
+    assert decode([sound], 16).shape == (1, 3, 16, 16)
+    with pytest.raises(DataError, match=r"image 0: found 3\d\d scans, expected at most 200"):
+        decode([many], 16)
+
+
+def run_length_encoded(width, height):
+    """Return a BMP whose rows each begin with one pixel and then end."""
+    header = struct.pack("<IHHIIiiHHIIIIII", 2000, 0, 0, 1078, 40, width, height, 1, 8, 1, 0, 0, 0, 256, 0)
+    return b"BM" + header + bytes(1024) + b"\x01\x00\x00\x00" * height
+
+
+@pytest.mark.parametrize(("content", "kind"), [
+    (run_length_encoded(4096, 1025), "bmp_rle"), (b"P6 4096 1025 7\n", "ppm"), (b"P3 4096 1025 255\n", "ppm_plain"),
+])
+def test_what_is_decoded_pixel_by_pixel_may_not_be_large(content, kind):
+    assert decode([run_length_encoded(16, 16)], 16).shape == (1, 3, 16, 16)
+    with pytest.raises(DataError, match=rf"found 4096 x 1025 pixels of the kind {kind}, expected at most 4,194,304"):
+        decode([content], 16, crop=True)
 
 
 def test_strips_that_would_grow_are_refused():

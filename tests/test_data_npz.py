@@ -1,6 +1,7 @@
 """.npz files: every layout read back, and every kind of lie in a header refused before memory is spent."""
 
 import io
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -203,8 +204,32 @@ def test_the_zip_directory_may_not_lie_about_the_size(tmp_path):
 
 def test_arrays_longer_than_one_piece(tmp_path, monkeypatch):
     monkeypatch.setattr(npz, "_PIECE", 7)
+    monkeypatch.setattr(npz, "_LONGEST_HEADER", 130)  # two bytes of the values come with the header
     path = save(tmp_path / "set.npz", arrays())
     np.testing.assert_array_equal(load(path).train_images.permute(0, 2, 3, 1), TRAIN)
+
+
+def test_a_header_without_end_is_not_read_to_the_end(tmp_path):
+    long = (60 << 20).to_bytes(4, "little")
+    path = rewritten(tmp_path / "set.npz", "x_train", b"\x93NUMPY\x02\x00" + long + b" " * (60 << 20))
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=r"set\.npz: found a damaged file"):
+            read_npz(path)
+        assert tracemalloc.get_traced_memory()[1] < 2 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_unpacks_to_far_more_than_images_do_is_a_bomb(tmp_path, monkeypatch):
+    many = np.zeros((100_000, 5, 5, 3), np.uint8)
+    path = tmp_path / "set.npz"
+    np.savez_compressed(path, **arrays(x_train=many, y_train=np.arange(100_000) % 3))
+    assert load(path).train_count == 100_000  # few bytes enough are read whatever their ratio
+    monkeypatch.setattr(npz, "_ALWAYS", 1 << 20)
+    limit = npz._LARGEST_RATIO * path.stat().st_size
+    with pytest.raises(DataError, match=rf"bytes unpacked, expected at most {limit:,}"):
+        load(path)
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)

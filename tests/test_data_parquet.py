@@ -2,6 +2,7 @@
 
 import io
 import json
+import tracemalloc
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from spaceless.data import load
+from spaceless.data import load, parquet
 from spaceless.data.parquet import CIFAR100_FINE, RESPLIT_NOTE
 from spaceless.errors import DataError
 
@@ -180,3 +181,54 @@ def test_labels_out_of_range(tmp_path):
         load(write_set(tmp_path / "minus", {"img": images(), "label": [-1, 0, 1, 0, 1]}))
     with pytest.raises(DataError, match="train labels"):
         load(write_set(tmp_path / "much", {"img": images(), "label": [1 << 62, 0, 1, 0, 1]}))
+
+
+@pytest.mark.parametrize(("told", "says"), [
+    (3, "over 3 rows"), (7, "5 rows, expected the 7"), (1 << 40, "GB of pixels"), (-1, "over -1 rows"),
+])
+def test_a_number_of_rows_that_is_not_so(told, says, tmp_path):
+    folder = write_set(tmp_path / "set", {"img": images(), "label": LABELS})
+    sound = (folder / "train.parquet").read_bytes()
+    assert sound.count(b"\x16\x0a\x19\x1c") == 1  # num_rows = 5 (zigzag), then the list of one row group
+    value, varint = told << 1 ^ told >> 63, b""
+    while value > 127:
+        varint, value = varint + bytes([value & 127 | 128]), value >> 7
+    changed = sound.replace(b"\x16\x0a\x19\x1c", b"\x16" + varint + bytes([value]) + b"\x19\x1c")
+    longer = int.from_bytes(sound[-8:-4], "little") + len(changed) - len(sound)
+    (folder / "train.parquet").write_bytes(changed[:-8] + longer.to_bytes(4, "little") + b"PAR1")
+    with pytest.raises(DataError, match=rf"train\.parquet: found .*{says}"):
+        load(folder)
+
+
+def test_a_page_that_unpacks_to_far_more_than_images_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet, "_ALWAYS", 1 << 16)
+    folder = write_set(tmp_path / "set", {"img": images(), "label": LABELS})
+    assert load(folder).train_count == 5
+    table = pa.table({"img": [bytes(1 << 20)] * 2, "label": [0, 1]})
+    pq.write_table(table, folder / "train.parquet", compression="zstd")
+    says = r"train\.parquet: found a page of 1,048,\d+ bytes unpacked, expected at most 65,536"
+    with pytest.raises(DataError, match=says):
+        load(folder)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_one_image_again_and_again_is_in_memory_once(nested, tmp_path):
+    image = encoded(PIXELS[0]) + bytes(1 << 19)  # what follows the image is not looked at
+    column = pa.DictionaryArray.from_arrays(pa.array([0] * 200, pa.int32()), [image])
+    table = pa.table({"img": column, "label": [0, 1] * 100})
+    if nested:
+        table = pa.table({"img": pa.StructArray.from_arrays([column], ["bytes"]), "label": [0, 1] * 100})
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for split in ("train", "test"):
+        pq.write_table(table, folder / f"{split}.parquet", store_schema=False)
+    before = pa.default_memory_pool().max_memory()
+    tracemalloc.start()
+    try:
+        data = load(folder)
+        ours = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert data.train_count == 200
+    np.testing.assert_array_equal(data.train_images[199].permute(1, 2, 0), PIXELS[0])
+    assert max(ours, pa.default_memory_pool().max_memory() - before) < 20 << 20

@@ -27,6 +27,14 @@ def test_the_message_has_one_form_and_keeps_its_parts():
     assert (error.what, error.found, error.expected, error.cure) == ("k", "14", "0..13", "lower k")
 
 
+def test_what_a_file_says_without_end_is_shortened_in_the_middle():
+    error = InputError("file: " + "a" * 90_000 + ".last", found="9" * 501, expected="x" * 600, cure="do so")
+    nines = "9" * 250
+    assert str(error) == (
+        f"file: {'a' * 244} ... {'a' * 245}.last: found {nines} ... {nines}, expected {'x' * 600}; do so")
+    assert error.found == "9" * 501  # the parts are what they were
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_exit_status_and_the_way_through_a_pickle(kind):
     error = pickle.loads(pickle.dumps(kind("k", **PARTS)))

@@ -29,7 +29,7 @@ from spaceless.data.cache import cache_file
 from spaceless.data.pickles import read_pickle
 from spaceless.errors import DataError, InputError
 from spaceless.records import sealed
-from spaceless.retest import evaluate_run
+from spaceless.retest import evaluate_run, load_weights
 from spaceless.run import Place as RunPlace
 from spaceless.run import run_trial
 from spaceless.store import read_outcome
@@ -154,17 +154,53 @@ def test_weights_are_refused_even_if_the_outcome_vouches_for_them(hostile, finis
         evaluate_run(tmp_path / made.id, RunPlace(tmp_path, device="cpu"), shuffle_last=0)
 
 
-def test_weights_of_another_network_are_refused(finished, tmp_path):
+def _typed(dtype: str, size: int) -> bytes:
+    """Return a file of weights with one tensor of a type by its name in the format."""
+    header = json.dumps({"0.weight": {"dtype": dtype, "shape": [2], "data_offsets": [0, size]}}).encode()
+    return len(header).to_bytes(8, "little") + header + bytes(size)
+
+
+OTHERS = {
+    "another network's": (save_weights({"0.weight": torch.zeros(3)}), r"0\.weight: found float32 \(3,\), expected no"),
+    "complex numbers": (_typed("C64", 16), r"0\.weight: found complex64 \(2,\), expected no"),
+    "a type that few versions know": (_typed("F8_E8M0", 2), r"(found KeyError: 'F8_E8M0'|0\.weight: found float8)"),
+    "an unknown type": (_typed("X9", 1), "found SafetensorError"),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_weights_of_another_network_are_refused(case, finished, tmp_path):
     made, place = finished
-    other = save_weights({"0.weight": torch.zeros(3)})
+    other, says = OTHERS[case]
     shutil.copytree(place.store.folder(made), tmp_path / made.id)
     outcome = json.loads((tmp_path / made.id / "outcome.json").read_text())
     del outcome["checksum"]
     outcome["weights_sha256"] = hashlib.sha256(other).hexdigest()
     (tmp_path / made.id / "outcome.json").write_bytes(sealed(outcome))
     (tmp_path / made.id / "model.safetensors").write_bytes(other)
-    with pytest.raises(InputError, match=r"model\.safetensors: found RuntimeError"):
+    with pytest.raises(InputError, match=rf"model\.safetensors: {says}"):
         evaluate_run(tmp_path / made.id, RunPlace(tmp_path, device="cpu"), shuffle_last=0)
+
+
+@pytest.mark.parametrize("change", ["type", "shape", "one more", "one less"])
+def test_weights_are_compared_before_any_of_them_is_taken(change, tmp_path):
+    model = torch.nn.Linear(3, 2)
+    kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    changed = {name: tensor + 1 for name, tensor in kept.items()}
+    match change:
+        case "type":
+            changed["weight"] = changed["weight"].double()
+        case "shape":
+            changed["weight"] = changed["weight"].T.contiguous()
+        case "one more":
+            changed["more"] = torch.zeros(1)
+        case "one less":
+            del changed["weight"]
+    (tmp_path / "w").write_bytes(save_weights(changed))
+    name = "more" if change == "one more" else "weight"
+    with pytest.raises(InputError, match=rf"w: {name}: found .+, expected .+; remove this trial's folder"):
+        load_weights(model, tmp_path / "w", hashlib.sha256((tmp_path / "w").read_bytes()).hexdigest())
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in model.state_dict().items())
 
 
 # --- memory, and the registry of extensions --------------------------------------------------------------------------

@@ -6,6 +6,8 @@ import signal
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+_LONGEST = 500  # characters of what a user or a file said; its beginning and its end tell enough
+
 
 class SpacelessError(Exception):
     """WHAT: found ..., expected ...; how to mend it.
@@ -23,7 +25,7 @@ class SpacelessError(Exception):
     def __init__(self, what: str, *, found: object, expected: object, cure: str) -> None:
         """Build the one-line message out of its four parts."""
         self.what, self.found, self.expected, self.cure = what, found, expected, cure
-        super().__init__(f"{what}: found {found}, expected {expected}; {cure}")
+        super().__init__(f"{_shortened(what)}: found {_shortened(found)}, expected {expected}; {cure}")
 
     def __reduce__(self) -> tuple[object, ...]:
         """Travel between processes as what the message and its parts are."""
@@ -69,6 +71,11 @@ class Interrupted(SpacelessError):  # noqa: N818 (it is an outcome, not a mistak
             "interrupted", found=signal.Signals(signum).name, expected="the work to end by itself",
             cure="the state is saved, and the same command goes on from here" if saved else "nothing was written",
         )
+
+
+def _shortened(part: object) -> str:
+    text = str(part)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST // 2]} ... {text[-_LONGEST // 2:]}"
 
 
 def _restore(kind: type[SpacelessError], args: tuple[object, ...], parts: dict[str, object]) -> SpacelessError:

@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Collection
 from functools import cache, cached_property
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +18,7 @@ from spaceless.errors import InputError, unknown_name
 from spaceless.trial import RECIPES, Augment, Downsample, Method, Recipe, ShuffleOptions, Spec, Trial, make, parse
 
 _BOOK = Path(__file__).with_suffix(".toml")
+_MOST = 20_000  # trials of a study, and numbers of a list: "0-999999999" is a slip of the hand, and fills any memory
 
 
 def _numbers(given: Any) -> Any:
@@ -26,7 +28,10 @@ def _numbers(given: Any) -> Any:
     ranges = [re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part) for part in given.split(",")]
     if not all(r and int(r[1]) <= int(r[2] or r[1]) for r in ranges):
         raise ValueError('numbers such as "0-13", "0, 2, 5-7" or [0, 2, 5]')
-    return [n for r in ranges if r for n in range(int(r[1]), int(r[2] or r[1]) + 1)]
+    spans = [range(int(r[1]), int(r[2] or r[1]) + 1) for r in ranges if r]
+    if any(span[-1] - span[0] >= _MOST for span in spans) or sum(map(len, spans)) > _MOST:
+        raise ValueError(f"at most {_MOST:,} numbers")
+    return [n for span in spans for n in span]
 
 
 Positive = Annotated[int, Field(ge=1)]
@@ -117,6 +122,13 @@ class Series(Spec):
     overrides: dict[str, Any] = Field(default_factory=dict)
     smoke: dict[str, Any] = Field(default_factory=dict)  # fields of the scale `smoke` that would take too long
 
+    @property
+    def combinations(self) -> int:
+        """How many trials the lists give with one seed, before any of them are thinned out."""
+        places = len(self.ks) + len(self.only)
+        lists = self.methods, self.downsamples, self.strips, self.image_sizes or (None,)
+        return places * prod(map(len, lists))
+
     def trials(self, scale: Scale, seed: int, keep: Collection[int] = ()) -> list[Trial]:
         """Return this series' trials at `scale`, in the order of its lists; raise InputError for one that cannot be.
 
@@ -175,7 +187,16 @@ class Experiment(Spec):
     scale: Scale | None = None
 
     def trials(self, scale: Scale) -> list[Planned]:
-        """Return the different trials at `scale`, by seed, then K (the baseline first), equal ones merged."""
+        """Return the different trials at `scale`, by seed, then K (the baseline first), equal ones merged.
+
+        Raises:
+            InputError: A trial cannot be, or there are more than 20,000.
+
+        """
+        count = len(scale.seeds) * sum(each.combinations for each in self.series)
+        if count > _MOST:
+            raise InputError(
+                "series", found=f"{count:,} trials", expected=f"at most {_MOST:,}", cure="shorten some of their lists")
         merged: dict[str, Planned] = {}
         thinned = scale.k_step > 1 or (scale.name == "smoke" and any("k_step" in each.smoke for each in self.series))
         keep = {row.k for row in self.printed_all if row.k is not None} if thinned else set()

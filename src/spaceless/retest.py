@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_weights
-from torch import nn
+from safetensors.torch import load as safetensors_load
+from torch import Tensor, nn
 
 from spaceless.data import Images
 from spaceless.distributed import share
@@ -147,21 +146,36 @@ def open_trial(folder: Path, place: Place, test_images: int | None = None, shuff
             cure=f"leave --{shuffling.replace('_', '-')} out: its last units have no places left to shuffle",
         )
     model, _ = build(trial, data.classes, data.image_size)
-    _load_checked(model, weights, outcome)
+    load_weights(model, weights, outcome.weights_sha256)
     return Trained(outcome, model, data.subset(None, test_images), store)
 
 
-def _load_checked(model: nn.Module, path: Path, outcome: Outcome) -> None:
-    """Put the weights in `path` into `model`; InputError unless they are those of `outcome` and of this network."""
+def load_weights(model: nn.Module, path: Path, sha256: str | None) -> None:
+    """Put the weights in the safetensors file `path` into `model`, in place, or leave it as it was.
+
+    Raises:
+        InputError: The file's SHA-256 is not `sha256`, or its names, shapes and types are not those of `model`.
+
+    """
     cure = "remove this trial's folder and run it again"
     content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != outcome.weights_sha256:
+    if hashlib.sha256(content).hexdigest() != sha256:
         raise InputError(
-            str(path), found="other content than the training wrote", expected=f"SHA-256 {outcome.weights_sha256}",
-            cure=cure,
-        )
+            str(path), found="other content than the training wrote", expected=f"SHA-256 {sha256}", cure=cure)
     try:  # the digest only says that the outcome is as old as the weights
-        model.load_state_dict(load_weights(content))
-    except (SafetensorError, RuntimeError, ValueError) as error:
+        weights = safetensors_load(content)
+    except Exception as error:  # the reader raises more than its own error: a KeyError for a type that torch has not
         found = f"{type(error).__name__}: {error}".splitlines()[0][:120]
         raise InputError(str(path), found=found, expected="the weights of this network", cure=cure) from error
+    ours, theirs = _shapes(model.state_dict()), _shapes(weights)
+    if ours != theirs:
+        name = min(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+        raise InputError(
+            f"{path}: {name[:80]}", found=theirs.get(name, "no such tensor"), expected=ours.get(name, "no such tensor"),
+            cure=cure,
+        )
+    model.load_state_dict(weights)
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    return {name: f"{tensor.dtype} {tuple(tensor.shape)}".removeprefix("torch.") for name, tensor in tensors.items()}

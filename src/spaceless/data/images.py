@@ -25,6 +25,10 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # 8 bits a channel at most
 _MOST_PIXELS = 1 << 26  # of one image; pillow itself warns from 1.3 times as many
 _MOST_BYTES = 1 << 28  # of one file
+_MOST_SCANS = 200  # of a JPEG; progressive ones have ten. Each may cost all pixels anew, and be empty
+_MOST_SCANNED = 1 << 31  # pixels of all scans together
+_SLOW_DECODERS = ("bmp_rle", "ppm", "ppm_plain")  # pillow's own in Python: up to a microsecond for each pixel
+_MOST_SLOW_PIXELS = 1 << 22
 _SHARE = 64  # images a thread takes at a time
 
 
@@ -37,13 +41,16 @@ def empty_pixels(
 ) -> npt.NDArray[np.uint8]:
     """Return room for (count, 3, size, size) pixels, or raise DataError if this machine's memory cannot hold them."""
     needed, room = count * 3 * size * size, memory()
-    if needed > room:
-        raise DataError(
-            what, found=f"{needed / 1e9:,.1f} GB of pixels ({count:,} images of {size} x {size})",
-            expected=f"at most this machine's memory, {room / 1e9:,.1f} GB",
-            cure=cure,
-        )
-    return np.empty((count, 3, size, size), np.uint8)
+    if needed <= room:
+        try:
+            return np.empty((count, 3, size, size), np.uint8)
+        except MemoryError:  # there is less left than there is
+            pass
+    raise DataError(
+        what, found=f"{needed / 1e9:,.1f} GB of pixels ({count:,} images of {size} x {size})",
+        expected=f"at most this machine's memory, {room / 1e9:,.1f} GB",
+        cure=cure,
+    )
 
 
 def memory() -> int:
@@ -114,11 +121,19 @@ def opened_image(source: Source, name: str, use: Callable[[Image.Image], Any]) -
         size = len(source) if isinstance(source, bytes) else source.stat().st_size
         if size > _MOST_BYTES:
             raise _broken(name, f"{size:,} bytes", f"at most {_MOST_BYTES:,}")
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS) as image:
-            if image.width * image.height > _MOST_PIXELS:
+        content = source if isinstance(source, bytes) else source.read_bytes()
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+            pixels = image.width * image.height
+            if pixels > _MOST_PIXELS:
                 raise _broken(name, f"{image.width} x {image.height} pixels", f"at most {_MOST_PIXELS:,} in all")
             if image.mode not in _MODES:
                 raise _broken(name, f"an image of mode {image.mode}", "8 bits a channel")
+            if image.tile and image.tile[0][0] in _SLOW_DECODERS and pixels > _MOST_SLOW_PIXELS:
+                found = f"{image.width} x {image.height} pixels of the kind {image.tile[0][0]}"
+                raise _broken(name, found, f"at most {_MOST_SLOW_PIXELS:,} in all, or another format")
+            scans, most = content.count(b"\xff\xda"), min(_MOST_SCANS, _MOST_SCANNED // max(1, pixels))
+            if content[:2] == b"\xff\xd8" and scans > most:
+                raise _broken(name, f"{scans:,} scans", f"at most {most}")
             return use(image)
     except (DataError, MemoryError):
         raise

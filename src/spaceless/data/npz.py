@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
 from math import prod
 from pathlib import Path
@@ -27,6 +28,9 @@ MOST_BYTES = 8 << 30  # of all arrays together, unpacked
 _Array = npt.NDArray[Any]
 _CHANNELS = (1, 3)
 _PIECE = 1 << 20
+_LONGEST_HEADER = 1 << 14  # bytes; NumPy itself refuses headers of more than 10,000 characters, but reads them first
+_LARGEST_RATIO = 200  # of bytes unpacked to bytes of the file: images are far below it, zeros reach 1,032
+_ALWAYS = 1 << 26  # bytes that may be unpacked whatever the ratio
 _PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # NumPy's two; of the others LZMA takes memory as it likes
 
 
@@ -49,7 +53,7 @@ def read_npz(path: Path) -> Parts:
                 raise _problem(path, f"arrays {found or 'none'}", expected, "rename them")
             wanted = [*keys, *(key for key in (NAMES_KEY, NOTE_KEY) if key in members)]
             declared = sum(members[key].file_size for key in wanted)
-            limit = min(MOST_BYTES, memory())
+            limit = min(MOST_BYTES, memory(), max(_ALWAYS, _LARGEST_RATIO * path.stat().st_size))
             if declared > limit:
                 raise _problem(path, f"{declared:,} bytes unpacked", f"at most {limit:,}", "keep fewer images")
             arrays = {key: _array(archive, members[key], f"{path}: {key}") for key in wanted}
@@ -69,16 +73,19 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, what: str) -> _Arr
     if member.compress_type not in _PACKINGS:
         raise _problem(what, f"compression method {member.compress_type}", "none or deflate", "use np.savez")
     with archive.open(member) as stream:
-        shape, by_columns, dtype = _header(stream)
+        head = io.BytesIO(stream.read(_LONGEST_HEADER))
+        shape, by_columns, dtype = _header(head)
         if dtype.hasobject:
             raise _problem(what, "Python objects", "plain numbers", "store it as uint8 or int64")
         size = prod(shape) * dtype.itemsize
-        if any(n < 0 for n in shape) or size + stream.tell() != member.file_size:
+        if any(n < 0 for n in shape) or size + head.tell() != member.file_size:
             found = f"{member.file_size:,} bytes for shape {shape} of {dtype}"
-            raise _problem(what, found, f"{size + stream.tell():,}", "replace the file")
+            raise _problem(what, found, f"{size + head.tell():,}", "replace the file")
         # Piece by piece into its final place: twice as fast as `read`, which joins pieces into a copy.
         content = np.empty(size, np.uint8)
-        for start in range(0, size, _PIECE):
+        begun = head.read()
+        content[: len(begun)] = np.frombuffer(begun, np.uint8)
+        for start in range(len(begun), size, _PIECE):
             piece = stream.read(min(_PIECE, size - start))
             if len(piece) != min(_PIECE, size - start):
                 raise _problem(what, "an early end", f"{size:,} bytes", "replace the file")

@@ -16,6 +16,7 @@ from torch import Tensor
 from spaceless.data.dataset import Parts, numbered_classes
 from spaceless.data.find import TEST_FOLDERS, parquet_files
 from spaceless.data.images import decode_into, empty_pixels, image_size_of
+from spaceless.data.pages import pages
 from spaceless.errors import DataError
 
 RESPLIT_NOTE = "re-split: the train/test membership is not the official one"
@@ -24,6 +25,8 @@ _IMAGE_NAMES = ("img", "image")
 _LABEL_NAMES = ("fine_label", "label")
 _ROWS = 4096  # decoded at a time
 _MOST_BYTES = 4 << 30  # of one row group, unpacked
+_LARGEST_RATIO = 200  # of bytes unpacked to bytes packed in a page: encoded images hardly shrink
+_ALWAYS = 1 << 26  # bytes that a page may unpack to whatever the ratio
 
 
 def parquet_note(folder: Path) -> str:
@@ -83,37 +86,41 @@ def read_parquet(folder: Path, image_size: int | None) -> Parts:
 
 
 def _read_split(files: list[Path], image_size: int | None) -> tuple[Tensor, Tensor]:
-    count = sum(_opened(file).metadata.num_rows for file in files)
+    count = sum(_opened(file).metadata.num_rows for file in files)  # believed only as far as there is memory for it
     pixels: npt.NDArray[np.uint8] | None = None
-    labels = np.empty(count, np.int64)
+    labels = []
     start = 0
     for file in files:
         for first, images, numbers in _batches(file):
             def name_of(i: int, file: Path = file, first: int = first) -> str:
                 return f"{file}: row {first + i}"
 
+            stop = start + len(images)
+            if stop > count:
+                raise _problem(file, f"over {count:,} rows", f"the {count:,} of its metadata", "replace it")
             if pixels is None:
                 pixels = empty_pixels(count, image_size or image_size_of(images[0], name_of(0))[0], str(file))
-            stop = start + len(images)
             decode_into(pixels[start:stop], images, name_of, crop=image_size is not None)
-            labels[start:stop] = numbers
+            labels.append(numbers)
             start = stop
     if pixels is None:
         raise _problem(files[0], "no rows", "at least one", "replace it")
-    return torch.from_numpy(pixels), torch.from_numpy(labels)
+    if start != count:  # the rest of the pixels would be whatever was in memory
+        raise _problem(files[-1], f"{start:,} rows", f"the {count:,} of its metadata", "replace it")
+    return torch.from_numpy(pixels), torch.from_numpy(np.concatenate(labels))
 
 
 def _batches(file: Path) -> Iterator[tuple[int, list[bytes], npt.NDArray[np.int64]]]:
     """Yield (number of the first row, encoded images, labels) for some rows at a time."""
     import pyarrow as pa
 
-    table = _opened(file)
     image, label = _columns(file)
     first = 0
     try:
-        for group in range(table.metadata.num_row_groups):
-            if table.metadata.row_group(group).total_byte_size > _MOST_BYTES:
-                raise _problem(file, "a row group that is too large", f"at most {_MOST_BYTES:,} bytes", "split it")
+        leaves = map(_opened(file).schema.column, range(_opened(file).metadata.num_columns))
+        # As a dictionary an image that a few bytes repeat a million times is in memory once.
+        table = _opened(file, [leaf.path for leaf in leaves if leaf.path in (image, f"{image}.bytes")])
+        _refuse_bombs(file, table.metadata, (image, label))
         for batch in table.iter_batches(batch_size=_ROWS, columns=[image, label]):
             column = batch.column(0)
             if isinstance(column, pa.StructArray):
@@ -121,18 +128,48 @@ def _batches(file: Path) -> Iterator[tuple[int, list[bytes], npt.NDArray[np.int6
             numbers = batch.column(1)
             if column.null_count or numbers.null_count:
                 raise _problem(file, "rows without image or label", "none", "remove these rows")
-            yield first, column.to_pylist(), numbers.cast(pa.int64()).to_numpy(zero_copy_only=False)
+            yield first, _values(column), numbers.cast(pa.int64()).to_numpy(zero_copy_only=False)
             first += len(numbers)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise _problem(file, f"a damaged file ({str(error)[:120]})", "parquet", "replace it") from error
 
 
-def _opened(file: Path) -> Any:
+def _refuse_bombs(file: Path, metadata: Any, columns: tuple[str, ...]) -> None:
+    """Raise DataError if a page of `columns` unpacks to far more than images do, ValueError if one is damaged."""
+    with file.open("rb") as stream:
+        for number in range(metadata.num_row_groups):
+            group = metadata.row_group(number)
+            if group.total_byte_size > _MOST_BYTES:
+                raise _problem(file, "a row group that is too large", f"at most {_MOST_BYTES:,} bytes", "split it")
+            for chunk in map(group.column, range(group.num_columns)):
+                if chunk.num_values < 1 or not f"{chunk.path_in_schema}.".startswith(tuple(f"{n}." for n in columns)):
+                    continue  # arrow looks for no page where there are no values
+                start, dictionary = chunk.data_page_offset, chunk.dictionary_page_offset
+                start = dictionary if dictionary is not None and 0 < dictionary < start else start  # as arrow does
+                for page in pages(stream, start, chunk.total_compressed_size):
+                    limit = max(_ALWAYS, _LARGEST_RATIO * page.packed)
+                    if page.unpacked > limit:
+                        found, expected = f"a page of {page.unpacked:,} bytes unpacked", f"at most {limit:,}"
+                        raise _problem(file, found, expected, "replace it")
+
+
+def _values(column: Any) -> list[bytes]:
+    """Return a column of bytes as a list in which equal values of its dictionary are one and the same object."""
+    import pyarrow as pa
+
+    if not isinstance(column, pa.DictionaryArray):
+        return list(column.to_pylist())
+    numbers = column.indices.to_pylist()
+    values = {number: column.dictionary[number].as_py() for number in set(numbers)}
+    return [values[number] for number in numbers]
+
+
+def _opened(file: Path, as_dictionary: list[str] | None = None) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        table = pq.ParquetFile(file)
+        table = pq.ParquetFile(file, read_dictionary=as_dictionary)
         _ = table.schema_arrow  # made when it is asked for, and broken metadata break it
         return table
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: damaged names of columns
@@ -144,12 +181,13 @@ def _columns(file: Path) -> tuple[str, str]:
     from pyarrow import types
 
     def encoded(kind: Any) -> bool:
-        if types.is_struct(kind):
-            return any(field.name == "bytes" and encoded(field.type) for field in kind)
         return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
+    def encoded_within(kind: Any) -> bool:
+        return bool(types.is_struct(kind) and any(field.name == "bytes" and encoded(field.type) for field in kind))
+
     schema = _opened(file).schema_arrow
-    image = [field.name for field in schema if encoded(field.type)]
+    image = [field.name for field in schema if encoded(field.type) or encoded_within(field.type)]
     label = [field.name for field in schema if types.is_integer(field.type)]
     return _one_of(file, "image", image, _IMAGE_NAMES), _one_of(file, "label", label, _LABEL_NAMES)
 
