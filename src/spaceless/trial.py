@@ -23,6 +23,7 @@ METHODS: tuple[str, ...] = tuple(m for m in get_args(Method) if m != "baseline")
 RANDOM_METHODS = ("shuffle", "channel_shuffle")
 PAPER_MODELS = ("vgg16", "resnet50", "resnet152", "mobilenet_v2", "squeezenet1_0")
 MODEL_PREFIXES = ("torchvision:", "timm:", "chain:")
+Percent = Annotated[float, Field(ge=0, le=100)]  # an accuracy; means of numbers near the largest float overflow
 SPECIFICATION = 1  # goes into every identity: raise it when the same specification begins to mean something else
 
 
@@ -191,8 +192,8 @@ class Evaluation(Spec):
 
     shuffle_last: Annotated[int, Field(ge=0)] | None = None
     images: Annotated[int, Field(ge=1)]
-    top1: Annotated[tuple[float, ...], Field(min_length=1)]
-    top5: float | None = None
+    top1: Annotated[tuple[Percent, ...], Field(min_length=1)]
+    top5: Percent | None = None
     left_out: tuple[str, ...] = ()
 
     @property

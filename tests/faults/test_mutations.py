@@ -40,17 +40,17 @@ SMALL = Limits(memory=64 << 20, seconds=0.5)
 
 def test_a_few_hundred_damaged_sets_break_no_promise():
     told: list[str] = []
-    found = mutations.run(told.append, mutations=400, jobs=2)
+    found = mutations.run(told.append, mutations=300, jobs=2)
     assert found["failing"] == []
     counts = found["counts"]
-    assert counts["mutations"] == 400
-    assert sum(counts[f"{form.name}: mutated"] for form in FORMS) == 400
+    assert counts["mutations"] == 300
+    assert sum(counts[f"{form.name}: mutated"] for form in FORMS) == 300
     assert all(counts[f"{form.name}: refused"] + counts[f"{form.name}: accepted"] == counts[f"{form.name}: mutated"]
                for form in FORMS)
-    assert sum(counts[f"{form.name}: refused"] for form in FORMS) > 200
+    assert sum(counts[f"{form.name}: refused"] for form in FORMS) > 150
     assert sum(counts[f"{form.name}: accepted"] for form in FORMS) > 20
     assert all(counts[fault] == 0 for fault in mutations.FAULTS)
-    assert told == ["400 of 400 damaged sets read, 0 broken promises"]
+    assert told == ["300 of 300 damaged sets read, 0 broken promises"]
 
 
 @pytest.fixture(scope="module")
