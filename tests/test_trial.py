@@ -45,8 +45,11 @@ FIELDS = {
     "recipe": (FAST, EVERYTHING),
     "seed": (1, EVERYTHING),
     "repeats": (7, RANDOM),
+    "holdout": (0.1, EVERYTHING),
+    "start": ({"run": "0" * 16, "weights_sha256": "0" * 64}, {"conv1x1", "gap_fc"}),
 }
-REFUSED = {("k", "baseline"), ("strip", "strip")}  # no such trial
+UNCHANGEABLE = EVERYTHING - {"conv1x1", "gap_fc"}  # they have no kernels to make of trained ones
+REFUSED = {("k", "baseline"), ("strip", "strip"), *(("start", method) for method in UNCHANGEABLE)}  # no such trial
 WITHOUT_INFLUENCE = {("strip", "baseline")}  # put to its default: nothing is changed, so nothing can be stripped
 
 

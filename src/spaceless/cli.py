@@ -15,6 +15,7 @@ from cyclopts import App, CycloptsError, Parameter
 from spaceless import __version__, work
 from spaceless.errors import InputError, Interrupted, SpacelessError
 from spaceless.trial import Augment, Downsample, Precision
+from spaceless.wanted import Wanted
 from spaceless.work import Workers
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class Where:
 
 _HERE = Where()
 _ONE = Workers()
+_WANTED = Wanted()
 
 
 @app.command
@@ -168,7 +170,7 @@ def train(
     augment: Augment | None = None, precision: Precision | None = None, seed: int = 0,
     width: float = 1.0, image_size: int | None = None, train_images: int | None = None,
     test_images: int | None = None, repeats: int = 200, per_image: bool = False, shared: bool = False,
-    fixed: bool = False, patch: int = 1, as_json: _Json = False, where: Where = _HERE,
+    fixed: bool = False, patch: int = 1, holdout: float | None = None, as_json: _Json = False, where: Where = _HERE,
 ) -> None:
     """Train one network from scratch, changed in its last K units, and evaluate it.
 
@@ -222,6 +224,8 @@ def train(
         Shuffle: the same permutation in every pass.
     patch
         Shuffle: move patches of this side as a whole.
+    holdout
+        Keep this share of the training images from the training, and evaluate on them instead of the test images.
 
     """
     from spaceless import show
@@ -239,7 +243,7 @@ def train(
     trial = make(
         Trial, "train", model=model, data=data, method=method, k=k, only=only, strip=strip, downsample=downsample,
         recipe=make(Recipe, "recipe", **fields), seed=seed, width=width, image_size=image_size,
-        train_images=train_images, test_images=test_images, repeats=repeats,
+        train_images=train_images, test_images=test_images, repeats=repeats, holdout=holdout,
         shuffle=make(ShuffleOptions, "shuffle", per_image=per_image, shared=shared, fixed=fixed, patch=patch),
     )
     plan = Plan(trial.label, trial.label, "", "spaceless train", (Planned(trial=trial),))
@@ -313,6 +317,33 @@ def study(
     else:
         show.stand_ins(studies)
         work.report(plan, place, work.run(plan, place, workers, studies), as_json, studies)
+
+
+@app.command
+def compress(
+    model: str, *, data: str, dry_run: bool = False, as_json: _Json = False, where: Where = _HERE,
+    wanted: Annotated[Wanted, Parameter(name="*")] = _WANTED, workers: Annotated[Workers, Parameter(name="*")] = _ONE,
+) -> None:
+    """Find the largest K that costs no more accuracy than the tolerance, and the smaller network that follows.
+
+    Example: `spaceless compress vgg16 --data cifar100 --recipe fast --tolerance 1.0`
+
+    K is searched by bisection with a neighbour check, on training images that are held out; the test images are read
+    once, at the end. Finished trials in --out are not run again; the same command goes on after an interruption.
+
+    Parameters
+    ----------
+    model
+        See `spaceless inspect --help`.
+    data
+        The name or path of a data set.
+    dry_run
+        Show what the search may cost at most, and train nothing.
+
+    """
+    from spaceless.compressing import compress as run
+
+    run(model, data, wanted, where.place(), workers, dry_run=dry_run, as_json=as_json)
 
 
 @app.command

@@ -13,13 +13,13 @@ _MOST = 40  # commands on a page
 
 
 def train_command(trial: Trial) -> str | None:
-    """Return the `spaceless train` that runs `trial`, or None where its recipe is none that can be named there."""
+    """Return the `spaceless train` that runs `trial`, or None where its recipe or its start cannot be named there."""
     recipe = _recipe_options(trial.recipe)
-    if recipe is None:
+    if recipe is None or trial.start is not None:
         return None
     usual = Trial(model=trial.model, data=trial.data)
     options: dict[str, Any] = {"model": trial.model, "data": trial.data}
-    names = ("method", "only", "strip", "downsample", "width", "image_size", "train_images", "test_images")
+    names = ("method", "only", "strip", "downsample", "width", "image_size", "train_images", "test_images", "holdout")
     options |= {name: getattr(trial, name) for name in names if getattr(trial, name) != getattr(usual, name)}
     if trial.only is None and trial.k:
         options["k"] = trial.k

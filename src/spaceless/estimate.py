@@ -79,7 +79,8 @@ def _look(planned: Sequence[Planned], place: Place, *, foresee: bool) -> Estimat
     found = Estimate(len(planned), seconds=0.0 if foresee else None)
     for each in planned:
         trial = each.trial
-        same = (trial.data, trial.image_size, trial.train_images, trial.test_images, trial.seed, trial.recipe.augment)
+        same = (trial.data, trial.image_size, trial.train_images, trial.test_images, trial.seed, trial.recipe.augment,
+                trial.holdout)
         if same not in sizes:
             try:
                 sizes[same] = _size(load_data(trial, place.data_root))
@@ -90,7 +91,8 @@ def _look(planned: Sequence[Planned], place: Place, *, foresee: bool) -> Estimat
                 sizes[same] = _published(trial)
         size = sizes[same]
         # Neither the training nor the seed changes what a network is built of: one look per kind is enough.
-        usual = {"seed": 0, "repeats": 1, "train_images": None, "test_images": None, "recipe": RECIPES["paper"]}
+        usual = {"seed": 0, "repeats": 1, "train_images": None, "test_images": None, "recipe": RECIPES["paper"],
+                 "holdout": None, "start": None}
         kind = trial.model_copy(update=usual | {"data": f"{size.classes} classes, {size.image_size} pixels"}).id
         if kind not in costs:
             costs[kind] = _macs(trial, size)
@@ -139,10 +141,11 @@ def _size(data: Images) -> _Size:
 def _published(trial: Trial) -> _Size:
     """Return what the paper's own data set would give `trial`."""
     theirs = data_sets()[trial.data]
-    return _Size(
-        theirs.classes, trial.image_size or theirs.image_size, trial.train_images or theirs.train_images,
-        trial.test_images or theirs.test_images, None,
-    )
+    train, test = trial.train_images or theirs.train_images, trial.test_images or theirs.test_images
+    if trial.holdout is not None:
+        test = round(trial.holdout * train)
+        train -= test
+    return _Size(theirs.classes, trial.image_size or theirs.image_size, train, test, None)
 
 
 def _macs(trial: Trial, size: _Size) -> int:

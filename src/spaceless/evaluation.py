@@ -7,19 +7,20 @@ batch, and only the rest is repeated (section 4.1 of the paper evaluates shuffli
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
 
 import torch
 from torch import Tensor, fx, nn
 
 from spaceless.data.augment import normalise
-from spaceless.data.broken import LeftOut
+from spaceless.data.broken import Broken, LeftOut
 from spaceless.data.feed import test_batches
 from spaceless.data.readers import Images
 from spaceless.distributed import gathered, highest, share, total
 from spaceless.errors import InputError, Interrupted
 from spaceless.fast_layers import fast_layers
+from spaceless.paired import packed
 from spaceless.shuffle import ShuffleConv, seek, several, shuffles
 from spaceless.tracing import trace_graph
 from spaceless.trial import Evaluation
@@ -29,7 +30,7 @@ Split = tuple[Callable[[Tensor], tuple[Tensor, ...]], Callable[..., Tensor]]
 
 def evaluate(
     model: nn.Module, data: Images, *, repeats: int = 1, shuffle_last: int | None = None, precision: str = "fp32",
-    batch_size: int = 256, split: bool = True, stop: Callable[[], int | None] | None = None,
+    batch_size: int = 256, split: bool = True, each: bool = False, stop: Callable[[], int | None] | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Evaluation:
     """Return the accuracy of `model` on the test images of `data`.
@@ -42,6 +43,7 @@ def evaluate(
         precision: `fp32` or `bf16` (autocast).
         batch_size: Images per forward pass.
         split: Compute the part in front of the first shuffle once. It changes the time, not the result.
+        each: Write down which images were right, where there is a single pass.
         stop: Asked after every batch; a signal number ends the evaluation.
         progress: Called with the share that is done.
 
@@ -57,6 +59,7 @@ def evaluate(
     counted = torch.zeros(repeats + 2, dtype=torch.int64)  # correct in each pass, among the best five, images
     wide = min(5, data.classes)
     left_out = LeftOut(data.source, data.test_labels, data.class_names)
+    right = torch.zeros(data.test_count if each and repeats == 1 else 0, dtype=torch.int64)
     with (torch.inference_mode(), autocast(device, precision), fast_layers(model),
           closing(test_batches(data, batch_size, device, share())) as batches):
         for number, (images, labels, broken) in enumerate(batches, 1):
@@ -71,18 +74,27 @@ def evaluate(
                 best = ranked(answers, labels.repeat(passes), wide).view(passes, len(images), wide).cpu()
                 counted[first:first + passes] += best[:, :, 0].sum(1)
                 counted[-2] += int(best.sum())
+                if len(right):
+                    right[_numbers(number, batch_size, data.test_count, broken)] = best[0, :, 0].long()
             counted[-1] += len(images)
             if asked := highest(stop() or 0 if stop is not None else 0)[0]:
                 raise Interrupted(asked)
             if progress is not None:
                 progress(min(1.0, number * batch_size / data.test_count))
-    counted = total(counted)
+    counted, right = total(counted), total(right) if len(right) else right
     left_out.join(gathered(left_out.met.values()))
     seen = int(counted[-1])
     return Evaluation(
         shuffle_last=shuffle_last, images=seen, top1=tuple((100 * counted[:-2].double() / seen).tolist()),
         top5=100 * int(counted[-2]) / (repeats * seen) if data.classes > 5 else None, left_out=left_out.paths,
+        right=packed(right.numpy()) if len(right) else None,
     )
+
+
+def _numbers(batch: int, batch_size: int, images: int, broken: Sequence[Broken]) -> Tensor:
+    """Return the numbers of this process's sound images of a batch, which is counted from 1."""
+    mine = share().of(torch.arange((batch - 1) * batch_size, min(batch * batch_size, images)))
+    return mine[~torch.isin(mine, torch.tensor([image.number for image in broken], dtype=torch.int64))]
 
 
 def _copies(part: Tensor, passes: int) -> Tensor:

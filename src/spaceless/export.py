@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import save as dump_weights
 from torch import Tensor, nn
 
-from spaceless.card import card
 from spaceless.atomic import atomic_write
+from spaceless.card import card
 from spaceless.cost import Latency, compare_latency, cost, latency
 from spaceless.data.augment import normalise
 from spaceless.data.feed import Batch, test_batches

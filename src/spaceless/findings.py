@@ -78,7 +78,8 @@ def panels(rows: Sequence[Row], x: Axis | None = None, ticks: tuple[int, ...] = 
     """
     def place(row: Row) -> tuple[object, ...]:
         t = row.trial
-        return (t.model, t.data, t.width, t.train_images or 0, t.test_images or 0, t.recipe.model_dump_json())
+        return (t.model, t.data, t.width, t.train_images or 0, t.test_images or 0, t.recipe.model_dump_json(),
+                t.holdout or 0, t.start is not None)
 
     ordered = sorted(rows, key=lambda r: tuple(map(str, place(r))))
     groups = [list(group) for _, group in groupby(ordered, key=place)]
@@ -133,6 +134,8 @@ _TRAITS: tuple[Callable[[Row], str], ...] = (
     lambda r: f"{r.trial.recipe.epochs} epoch{'s' if r.trial.recipe.epochs > 1 else ''}",
     lambda r: _AUGMENTED[r.trial.recipe.augment],
     lambda r: f"recipe {r.trial.recipe.name}",
+    lambda r: f"{100 * r.trial.holdout:g} % of the training images held out" if r.trial.holdout else "nothing held out",
+    lambda r: "from trained weights" if r.trial.start else "from scratch",
     lambda r: f"batch {r.trial.recipe.batch_size}, learning rate {r.trial.recipe.learning_rate:g}",
 )
 

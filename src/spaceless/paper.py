@@ -95,6 +95,7 @@ class Printed(Spec):
         """Tell whether this row is about `trial` under that test scheme, whatever the scale the trial runs at."""
         shared = ("model", "data", "method", "strip", "downsample", "image_size")
         alike = all(getattr(self, field) == getattr(trial, field) for field in shared)
+        alike = alike and trial.holdout is None and trial.start is None  # the paper tests, and trains from scratch
         place = self.k in (None, trial.k) and (self.only == trial.only or self.k is self.only is None)
         own = own_scheme(trial)
         tested = {own if scheme is None else scheme for scheme in (self.shuffle_last, shuffle_last)}

@@ -23,6 +23,7 @@ from spaceless.profiles import profile_sections
 from spaceless.protocol import protocol, remarks
 from spaceless.rows import Planned, Problem, Row, Study, load, rows
 from spaceless.tables import csv_lines, markdown_table, panel_table, plain, printed_table, verdict_table
+from spaceless.tradeoff import compression_answer, compression_charts, compression_panel, compression_table
 from spaceless.trial import Outcome
 from spaceless.wording import answer, calibration_answer
 
@@ -118,6 +119,10 @@ def _section(
         verdict = verdicts(found, study.truth, calibration)
         said = [calibration_answer(verdict)]
         tables = [verdict_table(verdict, study.truth)]
+    elif study.compression is not None:
+        shown = [compression_panel(study.compression, found)]
+        said = [compression_answer(study.compression)]
+        tables = [compression_table(study.compression)]
     else:
         said = [answer(p, tolerance, experiment) for p in shown]
         tables = []
@@ -151,7 +156,7 @@ def _section(
             [o.trial for o in outcomes])), command),
         name=study.name,
         rows=tuple(found),
-        panels=() if study.kind == "calibration" else tuple(shown),
+        panels=tuple(shown) if study.kind == "study" else (),
     )
 
 
@@ -177,6 +182,9 @@ def _figures(
         spec = calibration_chart(found, study.truth)
         caption = captions.calibration_caption(shown, calibration)
         return (Figure(f"{name} accuracy", caption, spec),) if spec else ()
+    if study.compression is not None:
+        return tuple(Figure(f"{name} {what}", caption, spec)
+                     for what, caption, spec in compression_charts(study.compression, shown[0]))
     figures = []
     for panel in shown:
         if spec := panel_chart(panel, tolerance):

@@ -1,4 +1,4 @@
-"""A trained network tested again: as it was trained, with its last units shuffled, or with each unit in turn."""
+"""A trained network tested again: as it was trained, on the test set, with its last units or each unit shuffled."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from spaceless import records
 from spaceless.data import Images
 from spaceless.distributed import share
 from spaceless.errors import InputError, Interrupted
@@ -24,6 +25,8 @@ from spaceless.shuffle import shuffles
 from spaceless.store import WEIGHTS, Store, read_trial
 from spaceless.surgery import remove_spatial, without_shuffle
 from spaceless.trial import Evaluation, Outcome, Trial
+
+TESTED = "tested.json"  # of a network trained with a holdout: its accuracy on the test images
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,39 @@ def evaluate_run(
         raise Interrupted(interrupted.signum, saved=False) from None
     if shuffle_last is not None and test_images is None and share().rank == 0:
         trained.store.add_evaluation(trial, found)
+    return found
+
+
+def test_run(
+    folder: Path, place: Place, *, stop: Callable[[], int | None] | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> Evaluation:
+    """Test a network that was trained with a holdout on the test images, once: the result is stored beside its outcome.
+
+    Raises:
+        InputError: The folder holds no such network with weights, or what is stored there is broken.
+        Interrupted: `stop` asked for it; nothing is stored.
+
+    """
+    path = folder / TESTED
+    if path.exists():
+        return records.read(Evaluation, path)
+    trained = open_trial(folder, place, None, "")
+    if trained.trial.holdout is None:
+        raise InputError(
+            str(folder), found="a network trained on all training images", expected="one trained with a holdout",
+            cure="its accuracy on the test images is in its outcome",
+        )
+    device = choose_device(place.device)
+    try:
+        found = evaluate(
+            trained.model.to(device), load_data(trained.trial, place.data_root, test=True), each=True,
+            precision=choose_precision(trained.trial.recipe.precision, device), stop=stop, progress=progress,
+        )
+    except Interrupted as interrupted:
+        raise Interrupted(interrupted.signum, saved=False) from None
+    if share().rank == 0:
+        records.write(path, found.model_dump(mode="json"))
     return found
 
 

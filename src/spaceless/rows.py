@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from spaceless.compression import Compression
 from spaceless.errors import InputError
 from spaceless.paper import Axis, Experiment, Printed, experiments
 from spaceless.records import read
@@ -60,11 +61,12 @@ class Study(Spec, extra="ignore"):
     title: str | None = None
     asks: str | None = None
     command: str | None = None
-    kind: Literal["study", "calibration"] = "study"
+    kind: Literal["study", "calibration", "compression"] = "study"
     x: Axis | None = None
     x_ticks: tuple[int, ...] = ()
     planned: tuple[Planned, ...] = ()
     truth: tuple[Truth, ...] = ()
+    compression: Compression | None = None
 
 
 @dataclass(frozen=True)
@@ -261,7 +263,8 @@ class _Group:
 
 
 def _group(groups: dict[str, _Group], trial: Trial) -> _Group:
-    alike = trial.model_copy(update={"seed": 0})
+    start = trial.start and trial.start.model_copy(update={"run": "0" * 16, "weights_sha256": "0" * 64})
+    alike = trial.model_copy(update={"seed": 0, "start": start})  # each seed starts from weights of its own
     return groups.setdefault(alike.id, _Group(alike, [], set(), set()))
 
 
@@ -301,9 +304,11 @@ def _natural(name: str) -> list[tuple[int, str]]:
 def frame(dirs: str | Path | Sequence[str | Path]) -> pd.DataFrame:
     """Return a tidy data frame of all outcomes under `dirs`, one line per outcome and test scheme.
 
-    Accuracies (`top1`, `top5`) and `spread` over repeats are in percent, `latency_ms` is the median time for one batch
-    in milliseconds; what was not measured is missing (NaN or NA), also for trials that failed. A file that cannot be
-    used is left out with a warning that names it. Raises InputError for a folder that does not exist.
+    Accuracies (`top1`, `top5`) and `spread` over repeats are in percent, those of a trial with a `holdout` on the
+    training images that were held out; `start` is the run whose weights a training began from. `latency_ms` is the
+    median time for one batch in milliseconds; what was not measured is missing (NaN or NA), also for trials that
+    failed. A file that cannot be used is left out with a warning that names it. Raises InputError for a folder that
+    does not exist.
     """
     import pandas as pd
 
@@ -319,7 +324,8 @@ _COLUMNS = {
     **dict.fromkeys(("id", "model", "data", "method"), "object"),
     **dict.fromkeys(("k", "only", "strip"), "Int64"), "downsample": "object",
     **dict.fromkeys(("image_size", "train_images", "seed"), "Int64"),
-    "width": "float64", "recipe": "object", "epochs": "Int64", "augment": "object", "status": "object",
+    **dict.fromkeys(("holdout", "width"), "float64"), "start": "object", "recipe": "object", "epochs": "Int64",
+    "augment": "object", "status": "object",
     "shuffle_last": "Int64", "repeats": "Int64", "images": "Int64",
     **dict.fromkeys(("top1", "spread", "top5"), "float64"),
     **dict.fromkeys(("params", "macs", "receptive_field"), "Int64"),
@@ -334,7 +340,8 @@ def _line(outcome: Outcome, evaluation: Evaluation | None) -> dict[str, Any]:
     line |= {"id": trial.id, "recipe": trial.recipe.name, "epochs": trial.recipe.epochs,
              "augment": trial.recipe.augment, "downsample": trial.downsample if trial.method == "conv1x1" else None,
              "image_size": data.image_size if data else trial.image_size,
-             "train_images": data.train_images if data else trial.train_images}
+             "train_images": data.train_images if data else trial.train_images,
+             "start": trial.start and trial.start.run}
     if outcome.latency and (evaluation is None or evaluation.shuffle_last is None):
         line["latency_ms"] = 1000 * outcome.latency.median
     if evaluation is not None:

@@ -26,6 +26,8 @@ from spaceless.data import Images, open_images
 from spaceless.data.broken import broken_note
 from spaceless.data.controls import is_control, make_control
 from spaceless.data.find import ROOT_VARIABLE
+from spaceless.data.heldout import held_out
+from spaceless.distill import Loss, cross_entropy, distilled
 from spaceless.distributed import from_first, refuse_unshareable, share, told_by_all
 from spaceless.errors import InputError
 from spaceless.evaluation import evaluate
@@ -37,6 +39,7 @@ from spaceless.surgery import remove_spatial
 from spaceless.training import Progress, States, Training, train
 from spaceless.trial import Change, DataFacts, Evaluation, Latency, Outcome, Trial
 from spaceless.units import find_units
+from spaceless.warm import load_original, warm_start
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,11 @@ class Place:
         return Store(self.out)
 
 
-def load_data(trial: Trial, data_root: Path | None = None) -> Images:
+def load_data(trial: Trial, data_root: Path | None = None, *, test: bool = False) -> Images:
     """Return the data that `trial` names, at its size and number of images; class folders as its recipe asks.
 
-    Made data differ from seed to seed; a draw of real images does not, so that seeds share it.
+    Made data differ from seed to seed; a draw of real images does not, so that seeds share it. Of a trial with a
+    holdout the images held out take the place of the test images, unless it is the `test` that is asked for.
 
     Raises:
         DataError: The set is missing or broken.
@@ -68,24 +72,29 @@ def load_data(trial: Trial, data_root: Path | None = None) -> Images:
     where = (None, None, None) if made else (data_root, os.environ.get(ROOT_VARIABLE), Path.cwd())
     return _prepared(
         trial.data, *where, trial.image_size, trial.train_images, trial.test_images, trial.seed if made else None,
-        trial.recipe.augment == "resized_crop")
+        trial.recipe.augment == "resized_crop", trial.holdout, test and trial.holdout is not None)
 
 
 @lru_cache(maxsize=2)  # the trials of a study share their data
 def _prepared(
     name: str, root: Path | None, _variable: str | None, _here: Path | None, size: int | None,
-    train_images: int | None, test_images: int | None, seed: int | None, streamed: bool,
+    train_images: int | None, test_images: int | None, seed: int | None, streamed: bool, holdout: float | None,
+    test: bool,
 ) -> Images:
     if seed is None:
-        return open_images(
+        data: Images = open_images(
             name, data_root=root, image_size=size, train=train_images, test=test_images, streamed=streamed)
-    part = make_control(name, seed).subset(train_images, test_images)
-    return part if size is None else part.resized(size)
+    else:
+        data = make_control(name, seed).subset(train_images, test_images)
+        data = data if size is None else data.resized(size)
+    return data if holdout is None else held_out(data, holdout, keep_test=test)
 
 
-def build(trial: Trial, classes: int, image_size: int) -> tuple[nn.Module, list[Change]]:
-    """Return the untrained network of `trial`, changed by its method, and what changed."""
-    model = build_model(trial.model, classes, image_size, width=trial.width, seed=trial.seed)
+def build(
+    trial: Trial, classes: int, image_size: int, original: nn.Module | None = None,
+) -> tuple[nn.Module, list[Change]]:
+    """Return the network of `trial`, changed by its method, and what changed; untrained unless made of `original`."""
+    model = original or build_model(trial.model, classes, image_size, width=trial.width, seed=trial.seed)
     if trial.method == "baseline":
         return model, []
     return remove_spatial(
@@ -95,7 +104,7 @@ def build(trial: Trial, classes: int, image_size: int) -> tuple[nn.Module, list[
     )
 
 
-def _units(trial: Trial, data: Images) -> int:
+def count_units(trial: Trial, data: Images) -> int:
     """Return how many units the network has before surgery; shapes are enough to count them."""
     try:
         with torch.device("meta"):
@@ -128,25 +137,33 @@ def run_trial(
         raise InputError(
             "processes", found=f"{mine.count} for per-image shuffles", expected="one", cure="run it without torchrun")
     data = load_data(trial, place.data_root)
-    model, changes = build(trial, data.classes, data.image_size)
+    original = None if trial.start is None else load_original(trial, store, data)
+    model, changes = build(trial, data.classes, data.image_size, original)
     refuse_unshareable(model)
-    units = _units(trial, data)
+    units = count_units(trial, data)
     costs = cost(model, data.image_size)
     device = choose_device(place.device)
     precision = choose_precision(trial.recipe.precision, device)
     started = datetime.now(UTC)
     folder = store.folder(trial) if mine.rank else store.begin(trial)
     model.to(device)
+    notes: tuple[str, ...] = ()
+    loss: Loss = cross_entropy
+    if original is not None and trial.start is not None:
+        notes = warm_start(model, original.to(device), data, trial.recipe, trial.seed, trial.start)
+        if trial.start.distillation is not None:
+            loss = distilled(original, trial.start.distillation, precision)
     with told_by_all():
         training = train(
-            model, data, trial.recipe, trial.seed, precision=precision, stop=stop, progress=progress,
+            model, data, trial.recipe, trial.seed, precision=precision, loss=loss, stop=stop, progress=progress,
             # A state belongs to the images as well: a file that changed under its name must not be gone on with.
             states=States(store.states(trial), f"{trial.id} on {data.digest}", place.save_seconds),
         )
         trained = time.perf_counter()
         repeats = trial.repeats if any(shuffles(model)) else 1  # with `strip` there may be no shuffle left
         evaluations = () if training.diverged else (
-            evaluate(model, data, repeats=repeats, precision=precision, stop=stop, progress=on_evaluation),
+            evaluate(model, data, repeats=repeats, precision=precision, each=trial.holdout is not None, stop=stop,
+                     progress=on_evaluation),
         )
     weights = dump_weights({name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()})
     if place.keep_weights and mine.rank == 0:
@@ -158,7 +175,7 @@ def run_trial(
         trial=trial, status="diverged" if training.diverged else "finished", units=units, changes=tuple(changes),
         params=costs.params, macs=costs.macs, receptive_field=field and field[0], receptive_stride=field and field[1],
         evaluations=evaluations, history=training.history, data=_facts(data, training, evaluations),
-        precision=precision, weights_sha256=hashlib.sha256(weights).hexdigest(), versions=versions(),
+        precision=precision, weights_sha256=hashlib.sha256(weights).hexdigest(), notes=notes, versions=versions(),
         hardware=hardware(device), threads=torch.get_num_threads(), processes=mine.count,
         started=started.isoformat(timespec="seconds"),
         seconds=round(seconds, 3), latency=_latency(model, data.image_size) if alone else None,

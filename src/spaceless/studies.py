@@ -28,8 +28,9 @@ class Plan:
     planned: tuple[Planned, ...]
     preset: str | None = None
     experiment: str | None = None
-    kind: Literal["study", "calibration"] = "study"
+    kind: Literal["study", "calibration", "compression"] = "study"
     truth: tuple[dict[str, Any], ...] = ()
+    compression: dict[str, Any] | None = None
     x: str | None = None
     x_ticks: tuple[int, ...] = ()
 

@@ -152,10 +152,10 @@ def plain(text: str) -> str:
 
 
 _CSV = (
-    "study", "model", "data", "method", "k", "only", "strip", "downsample", "image_size", "width", "augment", "recipe",
-    "epochs", "train_images", "test_images", "shuffle_last", "n", "seeds", "top1", "spread", "shuffle_spread", "top5",
-    "params", "macs", "latency_ms", "receptive_field", "paper_top1", "paper_std", "paper_params_m", "paper_source",
-    "difference", "failed", "diverged", "missing",
+    "study", "model", "data", "method", "k", "only", "strip", "downsample", "image_size", "width", "holdout",
+    "reduction", "augment", "recipe", "epochs", "train_images", "test_images", "shuffle_last", "n", "seeds", "top1",
+    "spread", "shuffle_spread", "top5", "params", "macs", "latency_ms", "receptive_field", "paper_top1", "paper_std",
+    "paper_params_m", "paper_source", "difference", "failed", "diverged", "missing",
 )
 
 
@@ -170,7 +170,8 @@ def csv_lines(rows: Iterable[tuple[str, Row]]) -> str:
         seeds = [" ".join(map(str, s)) for s in (row.seeds, row.failed, row.diverged, row.missing)]
         writer.writerow((
             study, trial.model, trial.data, trial.method, trial.k, trial.only, trial.strip,
-            trial.downsample if trial.method == "conv1x1" else None, row.image_size, trial.width, recipe.augment,
+            trial.downsample if trial.method == "conv1x1" else None, row.image_size, trial.width, trial.holdout,
+            trial.start.reduction if trial.start else None, recipe.augment,
             recipe.name, recipe.epochs, trial.train_images, trial.test_images, row.shuffle_last, row.n, seeds[0],
             row.top1, row.spread, row.shuffle_spread, row.top5, row.params, row.macs, row.latency,
             row.receptive_field, row.paper_top1, _paper_std(row), row.paper_params, first.source if first else None,

@@ -17,13 +17,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from spaceless import checkpoint
 from spaceless.data.augment import normalise
 from spaceless.data.broken import LeftOut
 from spaceless.data.feed import steps_per_epoch, training_batches
 from spaceless.data.readers import Images
+from spaceless.distill import Loss, cross_entropy
 from spaceless.distributed import average_gradients, from_first, gathered, highest, share, spread, total
 from spaceless.errors import Interrupted
 from spaceless.evaluation import autocast, in_format
@@ -68,7 +68,7 @@ class Training:
 
 def train(
     model: nn.Module, data: Images, recipe: Recipe, seed: int, *, precision: str = "fp32",
-    states: States | None = None, stop: Callable[[], int | None] | None = None,
+    loss: Loss = cross_entropy, states: States | None = None, stop: Callable[[], int | None] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Training:
     """Train `model` in place on the training images of `data` by `recipe`.
@@ -79,6 +79,7 @@ def train(
         recipe: Optimiser, schedule, batch size, epochs, augmentation.
         seed: Everything random derives from it.
         precision: `fp32` or `bf16` (autocast; weights stay fp32).
+        loss: What is minimised, see `spaceless.distill`.
         states: Where to resume from and save to; None trains in one go.
         stop: Asked after every step; a signal number ends the training with its state saved.
         progress: Told about every step.
@@ -143,16 +144,17 @@ def train(
             for layer in layers:
                 layer.passes["train"] = step
             torch.manual_seed(derive(seed, f"dropout/{mine.rank}" if mine.rank else "dropout", step))
+            inputs = in_format(normalise(x, data.mean, data.std), precision)
             with autocast(device, precision):
-                logits: Tensor = parallel(in_format(normalise(x, data.mean, data.std), precision))
+                logits: Tensor = parallel(inputs)
             whole = min(recipe.batch_size, data.train_count - within * recipe.batch_size)  # images of all processes
-            loss = functional.cross_entropy(logits.float(), y, reduction="sum") / whole
+            cost = loss(logits.float(), y, inputs) / whole
             optimizer.zero_grad(set_to_none=True)
-            (loss * mine.count).backward()  # type: ignore[no-untyped-call]
+            (cost * mine.count).backward()  # type: ignore[no-untyped-call]
             average_gradients(parallel)
             optimizer.step()
             with torch.no_grad():
-                sums += torch.stack([loss.double() * whole, (logits.argmax(1) == y).sum().double(),
+                sums += torch.stack([cost.double() * whole, (logits.argmax(1) == y).sum().double(),
                                      torch.tensor(float(len(y)), dtype=torch.float64, device=device)])
             step += 1
             seconds = spent + time.perf_counter() - resume_mark

@@ -18,9 +18,11 @@ Method = Literal["baseline", "shuffle", "gap_fc", "conv1x1", "channel_shuffle", 
 Downsample = Literal["avg", "max", "stride"]
 Precision = Literal["auto", "fp32", "bf16"]
 Augment = Literal["crop_flip", "resized_crop", "none"]
+Reduction = Literal["best", "centre", "sum", "mean", "least_squares"]
 
 METHODS: tuple[str, ...] = tuple(m for m in get_args(Method) if m != "baseline")
 RANDOM_METHODS = ("shuffle", "channel_shuffle")
+COMPRESSING = ("conv1x1", "gap_fc")  # they make a network smaller, and can start from trained kernels
 PAPER_MODELS = ("vgg16", "resnet50", "resnet152", "mobilenet_v2", "squeezenet1_0")
 MODEL_PREFIXES = ("torchvision:", "timm:", "chain:")
 Percent = Annotated[float, Field(ge=0, le=100)]  # an accuracy; means of numbers near the largest float overflow
@@ -91,11 +93,38 @@ class ShuffleOptions(Spec):
     patch: Annotated[int, Field(ge=1)] = 1
 
 
+class Distillation(Spec):
+    """Answers of the original network as targets beside the labels (Hinton, Vinyals & Dean 2015).
+
+    The loss is (1 - `weight`) times the cross entropy plus `weight` times temperature squared times the divergence
+    (Kullback-Leibler, in nats) of the answers from the original's, both softened by `temperature`.
+    """
+
+    temperature: Annotated[float, Field(gt=0)] = 4.0
+    weight: Annotated[float, Field(gt=0, le=1)] = 0.5
+
+
+class Start(Spec):
+    """The trained network that a training begins from, and how its spatial kernels become 1x1 kernels.
+
+    `run` is the identity of its trial, `weights_sha256` that of its weights. `reduction`: the kernel's centre tap, the
+    sum or the mean of its taps, the least-squares fit to what the original layer puts out, or for each layer the best
+    of these; judged on the first `images` training images.
+    """
+
+    run: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+    weights_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    reduction: Reduction = "best"
+    images: Annotated[int, Field(ge=16)] = 512
+    distillation: Distillation | None = None
+
+
 class Trial(Spec):
-    """One network, changed in one way, trained once from scratch and evaluated.
+    """One network, changed in one way, trained once (from scratch unless it has a `start`) and evaluated.
 
     `k` counts units from the last one on (section 3.2 of the paper); `only` changes that unit alone (Fig. 6,
     counted from 1 at the input); `strip` removes that many of the last `k` changed units altogether (Fig. 3 left).
+    `holdout` is the share of the training images that is not trained on but evaluated on, in place of the test images.
     Fields without influence are put to their defaults, so that equal trainings have equal identities: every
     method's K = 0 is one and the same baseline.
     """
@@ -115,6 +144,8 @@ class Trial(Spec):
     recipe: Recipe = RECIPES["paper"]
     seed: Annotated[int, Field(ge=0)] = 0
     repeats: Annotated[int, Field(ge=1)] = 200
+    holdout: Annotated[float, Field(gt=0, lt=1)] | None = None
+    start: Start | None = None
 
     @model_validator(mode="after")
     def _canonical(self) -> Self:
@@ -151,6 +182,11 @@ class Trial(Spec):
                 "strip", found=self.strip, expected=f"at most k = {self.k} units of a method other than strip",
                 cure="raise k or lower strip",
             )
+        if self.start is not None and (self.method not in COMPRESSING or self.strip or self.only):
+            raise InputError(
+                "start", found=f"method {self.method}", expected="conv1x1 or gap_fc in the last k units",
+                cure="train this network from scratch",
+            )
         if self.model not in PAPER_MODELS and not self.model.startswith(MODEL_PREFIXES):
             raise unknown_name("model", self.model, (*PAPER_MODELS, *(p + "NAME" for p in MODEL_PREFIXES)))
         return self
@@ -158,7 +194,11 @@ class Trial(Spec):
     @property
     def id(self) -> str:
         """The content hash of the canonical specification: 16 hexadecimal digits."""
-        text = json.dumps({"specification": SPECIFICATION, **self.model_dump(mode="json")}, sort_keys=True)
+        fields = self.model_dump(mode="json")
+        for later in ("holdout", "start"):  # left out where unused: trials from before these fields keep their identity
+            if fields[later] is None:
+                del fields[later]
+        text = json.dumps({"specification": SPECIFICATION, **fields}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
@@ -169,7 +209,8 @@ class Trial(Spec):
         else:
             what = f"{self.method} unit {self.only}" if self.only else f"{self.method} K={self.k}"
         strip = f" strip {self.strip}" if self.strip else ""
-        return f"{self.model} {what}{strip} {self.data} seed {self.seed}"
+        start = " warm" if self.start else ""
+        return f"{self.model} {what}{strip}{start} {self.data} seed {self.seed}"
 
 
 class Change(Spec):
@@ -182,12 +223,16 @@ class Change(Spec):
 
 
 class Evaluation(Spec):
-    """Top-1 and top-5 accuracy on the test set, in percent, of one trained network under one test scheme.
+    """Top-1 and top-5 accuracy, in percent, of one trained network under one test scheme.
+
+    On the test set, or of a trial with a `holdout` on the training images that were held out.
 
     `shuffle_last` is None for the scheme the network was trained with; otherwise the network is evaluated without
     its training shuffle and with the inputs of its last `shuffle_last` units shuffled (0: clean).
     `top1` holds one value per repeat: passes over the same images with fresh permutations. `images` counts those that
-    were seen; `left_out` are the paths of broken ones, which were not.
+    were seen; `left_out` are the paths of broken ones, which were not. `right` tells for each image, one bit in their
+    order and a broken one counted as wrong, whether the single pass was right (see `spaceless.paired`); None where that
+    was not recorded.
     """
 
     shuffle_last: Annotated[int, Field(ge=0)] | None = None
@@ -195,6 +240,7 @@ class Evaluation(Spec):
     top1: Annotated[tuple[Percent, ...], Field(min_length=1)]
     top5: Percent | None = None
     left_out: tuple[str, ...] = ()
+    right: str | None = None
 
     @property
     def mean(self) -> float:

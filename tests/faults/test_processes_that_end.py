@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 
@@ -17,23 +18,20 @@ def quiet(_):
 
 
 def test_a_killed_study_goes_on_to_the_same_weights_metrics_and_outcomes():
-    found = kills.run(quiet, kills=3, trials=2, epochs=200)
+    found = kills.run(quiet, kills=3, trials=2, epochs=30)
     assert found["failing"] == []
     assert found["counts"]["of these while the study ran"] >= 1
     assert found["counts"]["identical to the uninterrupted run"] == 2
 
 
-def test_the_measurement_notices_a_study_that_begins_anew(monkeypatch, tmp_path):
-    """Every life has another seed here, so that what is resumed is not what ran through."""
-    real, lives = kills.start, []
-
-    def other(out, *words):
-        lives.append(out)
-        return real(out, *words[:2], "--epochs", str(20 + len(lives)), *words[4:])
-
-    monkeypatch.setattr(kills, "start", other)
-    found = kills.run(quiet, kills=1, trials=1, epochs=20)
-    assert found["failing"]
+def test_the_measurement_notices_what_is_lost_and_what_is_run_again(monkeypatch):
+    real, looks = kills.fingerprints, itertools.count()
+    monkeypatch.setattr(kills, "fingerprints", lambda out: {} if out.name == "broken" else real(out))
+    monkeypatch.setattr(kills, "_finished", lambda out: {"trial": (1, next(looks))})
+    found = kills.run(quiet, kills=1, trials=1, epochs=1)
+    assert "1 trials lost" in found["failing"]
+    assert "1 trials run again though finished" in found["failing"]
+    assert "1 trials with another outcome" in found["failing"]
 
 
 @pytest.mark.parametrize("kind", interruptions.SIGNALS, ids=lambda kind: kind.name)

@@ -21,7 +21,7 @@ _LONGEST = 300.0  # seconds that a study may take that nobody kills
 
 
 def run(
-    progress: Callable[[str], None], *, seed: int = 0, kills: int = 50, trials: int = 4, epochs: int = 600,
+    progress: Callable[[str], None], *, seed: int = 0, kills: int = 50, trials: int = 4, epochs: int = 100,
 ) -> dict[str, Any]:
     """Kill a study again and again, let it end, and compare it with one that was left alone.
 

@@ -23,7 +23,7 @@ _PATIENCE = 240.0  # seconds for anything that is waited for
 
 
 def run(
-    progress: Callable[[str], None], *, seed: int = 0, trials: int = 24, epochs: int = 400,  # noqa: ARG001
+    progress: Callable[[str], None], *, seed: int = 0, trials: int = 24, epochs: int = 60,  # noqa: ARG001
 ) -> dict[str, Any]:
     """Run so many trials on a cluster, kill a worker when a third of them is done, and compare with `--jobs 1`."""
     size = ("--trials", str(trials), "--epochs", str(epochs))

@@ -1,0 +1,128 @@
+"""What the verb `compress` does: the search with its progress shown, its page and its record."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spaceless import work
+from spaceless.errors import InputError
+from spaceless.wanted import OWN, Wanted, ask, command_line
+
+if TYPE_CHECKING:
+    from spaceless.compress import Budget, Question
+    from spaceless.compression import Compression
+    from spaceless.run import Place
+
+
+def compress(
+    model: str, data: str, wanted: Wanted, place: Place, workers: work.Workers, *, dry_run: bool, as_json: bool,
+) -> None:
+    """Search the largest K, show what it may cost before and what came of it after, and write page and records.
+
+    Raises:
+        InputError: Options that cannot be meant; nothing was written.
+        SpacelessError: The baseline has not learnt, or a training failed.
+
+    """
+    from spaceless import compress as room
+    from spaceless.console import screen
+    from spaceless.distributed import asked_processes
+
+    if asked_processes() > 1:
+        raise InputError("compress", found=f"{asked_processes()} processes under torchrun", expected="one",
+                         cure="run it without torchrun, with --jobs for several seeds at once")
+    if not place.keep_weights:
+        raise InputError("--no-weights", found="with compress", expected="trained weights to test in the end",
+                         cure="leave it out")
+    question = ask(model, data, wanted)
+    if workers.jobs > 1 and len(question.baselines) == 1 and question.warm is not None:
+        raise InputError("--jobs", found=f"{workers.jobs} for one seed", expected="1: one training waits for another",
+                         cure="leave it out or ask for several --seeds")
+    allowed = room.budget(question, place)
+    if dry_run:
+        _show_budget(question, allowed, as_json)
+        return
+    out = screen()
+    out.print(_budget_text(question, allowed), markup=False)
+    command = command_line(model, data, wanted)
+    _fetch(wanted, question, place)
+    found = room.search(question, allowed, place, lambda plan: work.run(plan, place, workers), command,
+                        lambda text: out.print(text, markup=False))
+    _finish(question, found, place, command, as_json)
+
+
+def _fetch(wanted: Wanted, question: Question, place: Place) -> None:
+    """Copy the run that --from names into the folder of outcomes, its outcome last: the search stands on it."""
+    from spaceless.atomic import atomic_write
+    from spaceless.store import OUTCOME, TRIAL, WEIGHTS
+
+    if wanted.original in (None, OWN):
+        return
+    source, target = Path(wanted.original or "").resolve(), place.store.folder(question.baselines[0])
+    if source == target.resolve() or (target / OUTCOME).exists():
+        return
+    place.store.begin(question.baselines[0])
+    for name in (WEIGHTS, TRIAL, OUTCOME):
+        atomic_write(target / name, (source / name).read_bytes())
+
+
+def _budget_text(question: Question, allowed: Budget) -> str:
+    from spaceless.console import duration
+
+    seeds = len(question.baselines)
+    epochs = question.baselines[0].recipe.epochs
+    changed = "" if question.recipe.epochs == epochs else f", changed networks {question.recipe.epochs}"
+    text = (f"at most {allowed.trainings} trainings: the baseline and {allowed.tries} of {allowed.units} K, "
+            f"{seeds} seed{'s' * (seeds > 1)} each, {epochs} epoch{'s' * (epochs > 1)}{changed}")
+    if allowed.estimate.seconds:
+        text += f"; about {duration(allowed.estimate.seconds)} at most, one training after another"
+    return text + (f"\n{allowed.refused}" if allowed.refused else "")
+
+
+def _show_budget(question: Question, allowed: Budget, as_json: bool) -> None:
+    if as_json:
+        from dataclasses import asdict
+
+        print(json.dumps(asdict(allowed), indent=1))
+    else:
+        print(_budget_text(question, allowed))
+
+
+def _finish(question: Question, found: Compression, place: Place, command: str, as_json: bool) -> None:
+    """Write the record and the page of a search and show its answer, its table and where all of it lies."""
+    from spaceless import records
+    from spaceless.compress import NAME, plan
+    from spaceless.console import table
+    from spaceless.report import answers, write_report
+    from spaceless.tradeoff import compression_table
+
+    trials = [trial for each in found.tried for trial in question.trials(each.k, place)]
+    place.store.write_study(plan(question, trials, command, found).manifest())
+    record = place.out / f"{NAME}.json"
+    records.write(record, found.model_dump(mode="json"))
+    page = place.out / f"{NAME}.html"
+    write_report([place.out], html=page, study=NAME)
+    network = chosen_run(place, found)
+    told = answers([place.out], NAME)
+    if as_json:
+        document: dict[str, Any] = found.model_dump(mode="json") | {
+            "answers": told, "network": network and str(network), "report": str(page)}
+        json.dump(document, sys.stdout, indent=1)
+        print()
+        return
+    made = compression_table(found)
+    heads = [" ".join(filter(None, (c.name, c.about and f"({c.about})"))) + ("" if c.numeric else ":")
+             for c in made.columns]
+    table(made.title, heads, made.lines)
+    for line in told:
+        print(line)
+    for path in filter(None, (network, record, page)):
+        print(path)
+
+
+def chosen_run(place: Place, found: Compression) -> Path | None:
+    """Return the folder that holds the chosen network of the first seed with its weights; None if none was chosen."""
+    return place.out / found.at(found.chosen).ids[0] if found.chosen else None

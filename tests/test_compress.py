@@ -1,0 +1,381 @@
+"""The search for the largest K by trainings: found where geometry says it is, resumed, reused, shown; its options."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from commands import Commands, is_an_error, tree
+from spaceless import attempts, compress
+from spaceless.calibrate import regime
+from spaceless.compress import Question, budget, search, tuning_recipe
+from spaceless.errors import SpacelessError
+from spaceless.models import build_model
+from spaceless.paired import packed
+from spaceless.receptive import usable_field
+from spaceless.run import Place
+from spaceless.surgery import remove_spatial
+from spaceless.tradeoff import compression_answer
+from spaceless.trial import RECIPES, DataFacts, Evaluation, Latency, Outcome, Start, Trial
+
+torch.set_num_threads(1)
+
+NET, DATA = "chain:16-M-24-M-32-32", "arrangement-4"
+OPTIONS = {"data": DATA, "recipe": "control", "precision": "fp32", "method": "gap_fc", "tolerance": 5,
+           "train-images": 2048, "test-images": 400, "holdout": 0.25, "epochs": 4}
+TINY = {"data": DATA, "recipe": "control", "precision": "fp32", "train-images": 64, "test-images": 40, "epochs": 1,
+        "batch-size": 16, "holdout": 0.25}
+
+
+def words(model: str = NET, options: dict = OPTIONS, **changed: object) -> tuple[str, ...]:
+    given = options | {name.replace("_", "-"): value for name, value in changed.items()}
+    return ("compress", model, *(str(word) for name, value in given.items() if value is not None
+                                 for word in ((f"--{name}",) if value is True else (f"--{name}", value))))
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys) -> Commands:
+    return Commands(tmp_path, monkeypatch, capsys)
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory) -> Path:
+    """Return the folder of a search that was interrupted in a training, and gone on with by the same command."""
+    folder = tmp_path_factory.mktemp("searched")
+    patch, fired = pytest.MonkeyPatch(), []
+    run = attempts.run_trial
+
+    def interrupted(trial, place, *, progress, **rest):
+        def told(now):
+            progress(now)
+            if trial.k == 3 and now.share > 0.4 and not fired:
+                fired.append(now.share)
+                signal.raise_signal(signal.SIGTERM)
+
+        return run(trial, place, progress=told, **rest)
+
+    patch.setattr(attempts, "run_trial", interrupted)
+    with pytest.MonkeyPatch.context() as context:
+        context.chdir(folder)
+        from spaceless import cli
+
+        statuses = []
+        for _ in range(2):
+            context.setattr("sys.argv", ["spaceless", *words(out="runs")])
+            try:
+                cli.main()
+                statuses.append(0)
+            except SystemExit as end:
+                statuses.append(end.code)
+    patch.undo()
+    assert statuses == [143, 0]
+    assert fired
+    return folder / "runs"
+
+
+def record(out: Path) -> dict:
+    return json.loads((out / "compress.json").read_text())
+
+
+def true_largest() -> tuple[int, int]:
+    """Return the largest K that must be learnable, and the last before chance, from geometry alone."""
+    with torch.device("meta"):
+        model = build_model(NET, 4, 20)
+    kinds = [regime(DATA, usable_field(remove_spatial(model, "gap_fc", k, image_size=20)[0], 20)) for k in range(5)]
+    return kinds.index("chance") - 1 if "open" not in kinds else kinds.index("open") - 1, kinds.index("chance") - 1
+
+
+def test_the_largest_k_is_the_one_of_geometry(searched):
+    found = record(searched)
+    assert true_largest() == (2, 2)
+    assert (found["largest"], found["chosen"], found["units"]) == (2, 2, 4)
+    verdicts = {each["k"]: each["verdict"] for each in found["tried"]}
+    assert verdicts[2] == verdicts[1] == "within"
+    assert verdicts[3] == "beyond"
+    assert len(found["tried"]) <= 1 + found["budget"]
+
+
+def test_every_tried_network_is_an_ordinary_trial_judged_on_images_held_out(searched):
+    found = record(searched)
+    ids = [each["ids"][0] for each in found["tried"]]
+    assert sorted(ids) == sorted(path.parent.name for path in searched.glob("*/outcome.json"))
+    for each in found["tried"]:
+        outcome = Outcome.model_validate_json((searched / each["ids"][0] / "outcome.json").read_text())
+        assert outcome.trial.holdout == 0.25
+        assert (outcome.data.train_images, outcome.data.test_images) == (1536, 512)
+        assert each["top1"] == pytest.approx(outcome.top1)
+        assert (each["params"], each["macs"]) == (outcome.params, outcome.macs)
+
+
+def test_the_test_images_are_read_for_the_baseline_and_the_chosen_network_alone(searched):
+    found = record(searched)
+    tested = {path.parent.name for path in searched.glob("*/tested.json")}
+    assert tested == {each["ids"][0] for each in found["tried"] if each["k"] in (0, found["chosen"])}
+    assert found["test"]["images"] == 400
+    assert found["test"]["chosen"] > 95
+    assert found["test"]["difference"] == pytest.approx(found["test"]["chosen"] - found["test"]["baseline"])
+
+
+def test_an_uninterrupted_search_comes_to_the_same_and_a_second_one_trains_nothing(searched, command, tmp_path):
+    status, out, err = command(*words(out="runs"))
+    assert status == 0, err
+    first, again = record(searched), record(tmp_path / "runs")
+    for each in (first, again):
+        for tried in each["tried"]:
+            tried.pop("latency")
+    assert first == again
+    for path in searched.glob("*/outcome.json"):
+        ours, theirs = (json.loads(p.read_text())["weights_sha256"] for p in (
+            path, tmp_path / "runs" / path.parent.name / "outcome.json"))
+        assert ours == theirs
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/*.*")}
+    status, again, _ = command(*words(out="runs"))
+    assert status == 0
+    assert again == out
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/*.*")} == before
+
+
+def test_what_is_shown_of_a_search(searched, command, monkeypatch):
+    monkeypatch.chdir(searched.parent)
+    status, out, err = command(*words(out="runs"))
+    assert status == 0
+    assert "K = 2 of 4 units by GAP+FC has the fewest parameters within 5 points of the baseline: " in out
+    assert "−70\N{NO-BREAK SPACE}% parameters, −44\N{NO-BREAK SPACE}% multiply-adds.\n" in out
+    assert "On the 400 test images, read once:" in out
+    assert out.splitlines()[-1] == "runs/compress.html"
+    assert (Path(out.splitlines()[-3]) / "model.safetensors").is_file()
+    assert "at most 5 trainings: the baseline and 4 of 4 K" in err
+    assert re.search(r"K = 3: -\d+\.\d\d points, at least -\d+\.\d\d: beyond; 2 more K to try at most", err)
+    page = (searched / "compress.html").read_text()
+    assert "The trade-off: accuracy against parameters" in page
+    assert "What was tried, and whether it is within 5 points" in page
+    assert "512 of 2,048 training images are held out" in page
+    status, out, _ = command("report", "runs", "--markdown")
+    assert status == 0
+    assert "K = 2 of 4 units by GAP+FC" in out
+
+
+def test_json_is_one_document(searched, command, monkeypatch):
+    monkeypatch.chdir(searched.parent)
+    status, out, _ = command(*words(out="runs"), "--json")
+    assert status == 0
+    told = json.loads(out)
+    assert told["chosen"] == 2
+    assert told["report"] == "runs/compress.html"
+    assert told["answers"][0].startswith(NET)
+    assert {key: told[key] for key in record(searched)} == record(searched)
+
+
+def test_a_dry_run_says_what_it_may_cost_and_writes_nothing(command, tmp_path):
+    status, out, _ = command(*words(), "--dry-run")
+    assert status == 0
+    assert out.startswith("at most 5 trainings: the baseline and 4 of 4 K, 1 seed each, 4 epochs; about ")
+    status, out, _ = command(*words(seeds="0-2", budget=2), "--dry-run", "--json")
+    told = json.loads(out)
+    assert (told["units"], told["tries"], told["trainings"]) == (4, 2, 9)
+    assert told["estimate"]["to_run"] == 9
+    assert tree(tmp_path) == set()
+
+
+def test_a_warm_search_starts_from_the_weights_of_a_run_elsewhere(command, tmp_path, searched):
+    base = next(each["ids"][0] for each in record(searched)["tried"] if each["k"] == 0)
+    status, _, err = command("compress", NET, "--data", DATA, "--method", "gap_fc", "--tolerance", 5, "--out", "warm",
+                             "--from", searched / base, "--tune-epochs", 1, "--distill")
+    assert status == 0, err
+    found = record(tmp_path / "warm")
+    assert found["largest"] == 2
+    assert "1 epoch instead of 4" in found["warm"]
+    assert "temperature 4, weight 0.5" in found["warm"]
+    source = (searched / base / "outcome.json").read_bytes()
+    assert (tmp_path / "warm" / base / "outcome.json").read_bytes() == source
+    digest = json.loads(source)["weights_sha256"]
+    for each in found["tried"][1:]:
+        trial = json.loads((tmp_path / "warm" / each["ids"][0] / "trial.json").read_text())
+        assert trial["start"]["weights_sha256"] == digest
+        assert trial["recipe"]["learning_rate"] == pytest.approx(RECIPES["control"].learning_rate / 10)
+    assert "warm" in err
+
+
+def test_a_warm_search_trains_its_own_baseline_first(command, tmp_path):
+    status, out, err = command(*words(out="runs", reduction="sum", budget=1, tune_epochs=1), "--from", "baseline")
+    assert status == 0, err
+    found = record(tmp_path / "runs")
+    (base,), (warm,) = (each["ids"] for each in found["tried"])
+    trial = json.loads((tmp_path / "runs" / warm / "trial.json").read_text())
+    assert (trial["k"], trial["start"]["run"], trial["start"]["reduction"]) == (2, base, "sum")
+    # One K was allowed, and alone it is not accepted.
+    assert (found["largest"], found["spent"], found["alone"]) == (0, True, [2])
+    assert "no K that was tried is shown to stay within 5 points" in out
+    assert "a larger budget may find a larger K" in out
+    assert not list((tmp_path / "runs").glob("*/tested.json"))
+
+
+@pytest.mark.parametrize(("given", "extra", "must_say"), [
+    ({"tolerance": -1}, (), ("--tolerance", "0 to 100")),
+    ({"confidence": 0.3}, (), ("--confidence", "0.5")),
+    ({"budget": 0}, (), ("--budget", "1 or more")),
+    ({"holdout": 1.5}, (), ("holdout", "less than 1")),
+    ({"holdout": 0.01}, (), ("holdout of arrangement-4", "at least 4")),
+    ({"recipe": "quick"}, (), ("recipe", "smoke")),
+    ({"seeds": "3-1"}, (), ("--seeds", "0-2 or 0,1,2")),
+    ({"seeds": "a"}, (), ("--seeds",)),
+    ({"data": "nowhere"}, (), ("nowhere",)),
+    ({}, ("--reduction", "sum"), ("--reduction", "--from baseline")),
+    ({}, ("--distill",), ("--distill", "--from")),
+    ({}, ("--tune-epochs", "3"), ("--tune-epochs", "--from")),
+    ({}, ("--from", "baseline", "--tune-epochs", "0"), ("--tune-epochs", "1 or more")),
+    ({"method": "gap_fc"}, ("--downsample", "max"), ("--downsample", "conv1x1")),
+    ({}, ("--no-weights",), ("--no-weights", "weights to test")),
+    ({}, ("--from", "somewhere"), ("--holdout", "leave it out")),
+    ({}, ("--from", "baseline", "--jobs", "2"), ("--jobs", "seeds")),
+    ({"width": 0}, (), ("width", "greater than 0")),
+])
+def test_wrong_options_are_refused_before_anything_is_written(command, tmp_path, given, extra, must_say):
+    status, out, err = command(*words("chain:4-M-8", TINY, **given), *extra)
+    is_an_error(status, out, err)
+    assert all(text in err for text in must_say), err
+    assert tree(tmp_path) == set()
+
+
+def test_a_run_to_start_from_must_be_an_unchanged_one_with_a_holdout(command, tmp_path):
+    tiny = ("--model", "chain:4-M-8", *(str(w) for n, v in TINY.items() if n != "holdout" for w in (f"--{n}", v)))
+    folders = {}
+    for name, more in {"all images": (), "changed": ("--holdout", 0.25, "--method", "gap_fc", "-k", 1),
+                       "no weights": ("--holdout", 0.25, "--no-weights")}.items():
+        status, out, err = command("train", *tiny, *more)
+        assert status == 0, err
+        folders[name] = out.splitlines()[-1]
+    for name, must_say in {"all images": "spaceless train --holdout 0.1", "changed": "changed by gap_fc",
+                           "no weights": "no finished run with weights"}.items():
+        told = command("compress", "chain:4-M-8", "--data", DATA, "--from", folders[name])
+        is_an_error(*told)
+        assert must_say in " ".join(told[2].split())
+    is_an_error(*command("compress", "chain:4-M-9", "--data", DATA, "--from", folders["all images"]))
+    is_an_error(*command("compress", "chain:4-M-8", "--data", DATA, "--from", "nowhere"))
+
+
+# The choice and the verdicts, on outcomes that are made up instead of trained.
+
+IMAGES = 1000
+FACTS = DataFacts(name=DATA, source="", classes=4, image_size=20, train_images=9000, test_images=IMAGES, digest="d")
+
+
+def question(**changed) -> Question:
+    base = Trial(model=NET, data=DATA, recipe=RECIPES["control"], holdout=0.1)
+    seeds = changed.pop("seeds", (0,))
+    return Question(tuple(base.model_copy(update={"seed": seed}) for seed in seeds), base.recipe, **changed)
+
+
+def made_up(place: Place, accuracies: dict[int, float | None], milliseconds: dict[int, float] | None = None):
+    """Return what runs a plan by writing outcomes with these accuracies by K; None diverges."""
+    ran: list[int] = []
+
+    def run(plan) -> None:
+        for planned in plan.planned:
+            trial = planned.trial
+            if place.store.outcome(trial) is not None:
+                continue
+            ran.append(trial.k)
+            top1 = accuracies[trial.k]
+            right = [i < (top1 or 0) / 100 * IMAGES for i in range(IMAGES)]
+            ms = (milliseconds or {}).get(trial.k)
+            outcome = Outcome(
+                trial=trial, status="diverged" if top1 is None else "finished", units=4, data=FACTS,
+                params=1000 - 100 * trial.k, macs=5000 - 100 * trial.k, weights_sha256="0" * 64,
+                evaluations=() if top1 is None else (
+                    Evaluation(images=IMAGES, top1=(100 * sum(right) / IMAGES,), right=packed(right)),),
+                latency=None if ms is None else Latency(median=ms / 1000, lower=ms / 1000, upper=ms / 1000, batch=1,
+                                                        repeats=2))
+            place.store.begin(trial)
+            place.store.finish(outcome)
+
+    return run, ran
+
+
+@pytest.fixture
+def untested(monkeypatch):
+    monkeypatch.setattr(compress, "_test", lambda *_: None)
+
+
+def found_by(tmp_path, accuracies, milliseconds=None, **changed):
+    place, asked = Place(tmp_path), question(**changed)
+    run, ran = made_up(place, accuracies, milliseconds)
+    told: list[str] = []
+    return search(asked, budget(asked, place), place, run, "spaceless compress", told.append), ran, told
+
+
+def test_a_difference_that_is_not_known_well_enough_is_not_accepted(tmp_path, untested):
+    accuracies = {0: 80, 1: 80, 2: 79.6, 3: 78, 4: 25}
+    found, ran, told = found_by(tmp_path, accuracies, tolerance=1.0)  # 4 of 1,000 images lost: 0.4 + 1.64 x 0.22 points
+    assert {each.k: each.verdict for each in found.tried} == {0: "baseline", 1: "within", 2: "within", 3: "beyond"}
+    assert found.at(2).low == pytest.approx(-0.4 - 100 * 1.6464 * (5 / (1001 * 1002)) ** 0.5, abs=1e-3)
+    assert found.largest == 2
+    assert sorted(ran) == [0, 1, 2, 3]
+    assert told[0].startswith("baseline: 80.00 % on 1,000 held-out images")
+    wide, _, _ = found_by(tmp_path / "wide", accuracies | {2: 79.2}, tolerance=1.0)
+    assert wide.at(2).verdict == "open"  # 0.8 points are no more than 1, but 0.8 + 1.64 x 0.3 are
+    assert wide.largest == 1
+    point, _, _ = found_by(tmp_path / "point", accuracies | {2: 79.2}, tolerance=1.0, confidence=0.5)
+    assert point.largest == 2
+
+
+def test_a_diverged_training_rules_its_k_out(tmp_path, untested):
+    found, _, _ = found_by(tmp_path, {0: 80, 1: 80, 2: 80, 3: None, 4: None}, tolerance=1.0)
+    assert found.largest == 2
+    assert found.at(3).verdict == "diverged"
+    assert found.at(3).difference is None
+
+
+def test_latency_may_choose_a_smaller_k_than_the_largest(tmp_path, untested):
+    accuracies, times = {0: 80, 1: 80, 2: 80, 3: 80, 4: 25}, {0: 5, 1: 4, 2: 1, 3: 2, 4: 1}
+    found, _, _ = found_by(tmp_path / "a", accuracies, times, tolerance=1.0, objective="latency")
+    assert (found.largest, found.chosen) == (3, 2)
+    told = compression_answer(found)
+    assert "time for a forward pass" in told.text
+    assert "K = 3 would be within the tolerance too" in told.text
+    assert any("not side by side" in note for note in told.notes)
+    for objective in ("params", "macs"):
+        found, _, _ = found_by(tmp_path / objective, accuracies, times, tolerance=1.0, objective=objective)
+        assert (found.largest, found.chosen) == (3, 3)
+    with pytest.raises(SpacelessError, match="no latency of K"):
+        found_by(tmp_path / "b", accuracies, None, tolerance=1.0, objective="latency")
+
+
+def test_a_baseline_that_has_not_learnt_ends_the_search(tmp_path, untested):
+    with pytest.raises(SpacelessError, match="clearly above chance"):
+        found_by(tmp_path, dict.fromkeys(range(5), 26.0), tolerance=1.0)
+
+
+def test_no_acceptable_k_is_an_answer_too(tmp_path):
+    found, _, _ = found_by(tmp_path, {0: 80, 1: 50, 2: 40, 3: 30, 4: 25}, tolerance=1.0)
+    assert (found.largest, found.chosen, found.test) == (0, 0, None)  # the test images are not read
+
+
+def test_seeds_are_judged_together(tmp_path, untested):
+    found, ran, _ = found_by(tmp_path, {0: 80, 1: 80, 2: 80, 3: 50, 4: 25}, tolerance=1.0, seeds=(0, 1, 2))
+    assert found.largest == 2
+    assert ran.count(2) == ran.count(0) == 3
+    assert len(found.at(2).ids) == 3
+
+
+def test_a_fine_tuning_is_shorter_and_gentler():
+    recipe = tuning_recipe(RECIPES["paper"], None)
+    assert (recipe.epochs, recipe.learning_rate, recipe.schedule) == (50, pytest.approx(0.01), "one_cycle")
+    assert tuning_recipe(RECIPES["fast"], 3).epochs == 3
+    assert tuning_recipe(RECIPES["control"].model_copy(update={"epochs": 1}), None).epochs == 1
+
+
+def test_a_warm_question_names_the_weights_of_each_seed(tmp_path):
+    place = Place(tmp_path)
+    warm = Start(run="0" * 16, weights_sha256="0" * 64, reduction="mean")
+    asked = question(seeds=(0, 1), warm=warm)
+    run, _ = made_up(place, {0: 80})
+    run(compress.plan(asked, asked.baselines, "spaceless compress"))
+    trials = asked.trials(1, place)
+    assert [t.start.run for t in trials] == [base.id for base in asked.baselines]
+    assert {t.start.reduction for t in trials} == {"mean"}
