@@ -90,12 +90,14 @@ def test_refusing_sound_files_is_no_way_out(found):
     assert "refuses_everything: a sound one is refused (an error in form )" in found["failing"]
 
 
-def test_what_kills_every_process_is_given_up(monkeypatch):
+def test_what_kills_every_process_is_given_up_and_leaves_nothing(monkeypatch, tmp_path):
     monkeypatch.setattr(mutations, "_MOST_STARTS", 1)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     forms = [broken_readers.form(broken_readers.kills_its_process, 1)]
     found = mutations.run(lambda text: None, mutations=9, jobs=1, forms=forms, limits=SMALL)
     assert found["counts"]["process killed"] == found["counts"]["mutations"] == 1
     assert found["failing"][-1] == "8 mutations were given up: too many processes died"
+    assert not list(tmp_path.iterdir())
 
 
 # --- what is done to the files ---------------------------------------------------------------------------------------
