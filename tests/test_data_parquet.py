@@ -232,3 +232,19 @@ def test_one_image_again_and_again_is_in_memory_once(nested, tmp_path):
     assert data.train_count == 200
     np.testing.assert_array_equal(data.train_images[199].permute(1, 2, 0), PIXELS[0])
     assert max(ours, pa.default_memory_pool().max_memory() - before) < 20 << 20
+
+
+def test_a_page_that_means_values_which_its_dictionary_has_not(tmp_path):
+    folder = write_set(tmp_path / "set", {"img": images(), "label": LABELS})
+    table = pa.table({"img": [image["bytes"] for image in images()], "label": LABELS})
+    pq.write_table(table, folder / "train.parquet", compression="none", write_statistics=False)
+    sound = (folder / "train.parquet").read_bytes()
+    chunk = pq.ParquetFile(folder / "train.parquet").metadata.row_group(0).column(0)
+    said = []
+    for place in range(chunk.data_page_offset, chunk.data_page_offset + 40):
+        (folder / "train.parquet").write_bytes(sound[:place] + b"\xff" + sound[place + 1:])
+        try:
+            load(folder)
+        except DataError as error:
+            said.append(str(error))
+    assert any("Dictionary indices invalid" in text for text in said)

@@ -160,10 +160,11 @@ def _typed(dtype: str, size: int) -> bytes:
     return len(header).to_bytes(8, "little") + header + bytes(size)
 
 
+_NO_SUCH = r"\"[\w.]+\": found no such tensor, expected float32"
 OTHERS = {
-    "another network's": (save_weights({"0.weight": torch.zeros(3)}), r"0\.weight: found float32 \(3,\), expected no"),
-    "complex numbers": (_typed("C64", 16), r"0\.weight: found complex64 \(2,\), expected no"),
-    "a type that few versions know": (_typed("F8_E8M0", 2), r"(found KeyError: 'F8_E8M0'|0\.weight: found float8)"),
+    "another network's": (save_weights({"0.weight": torch.zeros(3)}), _NO_SUCH),
+    "complex numbers": (_typed("C64", 16), _NO_SUCH),
+    "a type that few versions know": (_typed("F8_E8M0", 2), r"(found KeyError|\"[\w.]+\": found no such tensor)"),
     "an unknown type": (_typed("X9", 1), "found SafetensorError"),
 }
 
@@ -198,7 +199,7 @@ def test_weights_are_compared_before_any_of_them_is_taken(change, tmp_path):
             del changed["weight"]
     (tmp_path / "w").write_bytes(save_weights(changed))
     name = "more" if change == "one more" else "weight"
-    with pytest.raises(InputError, match=rf"w: {name}: found .+, expected .+; remove this trial's folder"):
+    with pytest.raises(InputError, match=rf"w: \"{name}\": found .+, expected .+; remove this trial's folder"):
         load_weights(model, tmp_path / "w", hashlib.sha256((tmp_path / "w").read_bytes()).hexdigest())
     assert all(torch.equal(tensor, kept[name]) for name, tensor in model.state_dict().items())
 

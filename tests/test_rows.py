@@ -33,6 +33,13 @@ def test_the_spread_over_shuffles_is_the_mean_over_runs_of_their_own():
     assert row.shuffle_spread == pytest.approx(1.5 * math.sqrt(2))
 
 
+def test_numbers_in_names_are_sorted_as_numbers_unless_they_have_no_end():
+    names = [f"chain:{number}-8" for number in ("9" * 5000, "16", "4", "16a")]
+    found = rows([outcome(model=name) for name in names])
+    assert [row.trial.model.count("9") for row in found] == [5000, 0, 0, 0]
+    assert [row.trial.model for row in found[1:]] == ["chain:4-8", "chain:16-8", "chain:16a-8"]
+
+
 def test_a_lone_run_has_no_spread():
     (row,) = rows([outcome(top1=74.0)])
     assert (row.n, row.spread, row.shuffle_spread) == (1, None, None)

@@ -226,6 +226,14 @@ def test_mean_and_spread_over_repeats_by_hand():
         Evaluation(images=10, top1=())
 
 
+@pytest.mark.parametrize("top1", [-0.5, 100.5, 1e308, float("nan")])
+def test_an_accuracy_is_a_percentage(top1):
+    for fields in ({"top1": (50.0, top1)}, {"top1": (50.0,), "top5": top1}):
+        with pytest.raises(ValidationError):
+            Evaluation(images=10, **fields)
+    assert Evaluation(images=10, top1=(0.0, 100.0), top5=100.0).mean == 50.0
+
+
 def test_outcome_round_trip_and_missing_numbers_stay_missing():
     epoch = Epoch(epoch=1, loss=0.1 + 0.2, top1=100 / 3, learning_rate=1e-9, seconds=1.5, images_per_second=42.0)
     data = DataFacts(name="x", source="/x", classes=4, image_size=8, train_images=3, test_images=2, digest="ab")

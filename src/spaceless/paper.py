@@ -18,7 +18,7 @@ from spaceless.errors import InputError, unknown_name
 from spaceless.trial import RECIPES, Augment, Downsample, Method, Recipe, ShuffleOptions, Spec, Trial, make, parse
 
 _BOOK = Path(__file__).with_suffix(".toml")
-_MOST = 20_000  # trials of a study, and numbers of a list: "0-999999999" is a slip of the hand, and fills any memory
+_MOST = 10_000  # trials of a study, and numbers of a list: "0-999999999" is a slip of the hand, and fills any memory
 
 
 def _numbers(given: Any) -> Any:
@@ -191,7 +191,7 @@ class Experiment(Spec):
         """Return the different trials at `scale`, by seed, then K (the baseline first), equal ones merged.
 
         Raises:
-            InputError: A trial cannot be, or there are more than 20,000.
+            InputError: A trial cannot be, or there are more than 10,000.
 
         """
         count = len(scale.seeds) * sum(each.combinations for each in self.series)

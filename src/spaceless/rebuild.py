@@ -191,14 +191,14 @@ def _rebuilt(
     folder: Path, source: str, trial: Trial, classes: int, image_size: int, digest: str | None, modules: str | None,
 ) -> nn.Module:
     """Return the network of `trial` with the weights in `folder`; `source` is the file that says what they are."""
-    weights = _weights(folder / WEIGHTS, digest)
+    weights = read_weights(folder / WEIGHTS, digest, _CURE)
     model = _shape(folder / source, trial, classes, image_size)
     if modules is not None and modules_sha256(model) != modules:
         raise InputError(
             str(folder / source), found="modules of other names or kinds than this version builds",
             expected="those that were exported", cure="install the versions that the file names",
         )
-    _compare(weights, model.state_dict(), folder / WEIGHTS)
+    compare_weights(weights, model.state_dict(), folder / WEIGHTS, _CURE)
     model.load_state_dict({name: tensor.clone() for name, tensor in weights.items()}, assign=True)
     if any(tensor.device.type == "meta" for tensor in (*model.parameters(), *model.buffers())):
         # Not all that it computes with is among its weights: the library that it is from has to fill it.
@@ -207,21 +207,21 @@ def _rebuilt(
     return model.eval()
 
 
-def _weights(path: Path, digest: str | None) -> dict[str, Tensor]:
-    """Return the tensors in the file at `path`, whose SHA-256 has to be `digest`."""
+def read_weights(path: Path, digest: str | None, cure: str) -> dict[str, Tensor]:
+    """Return the tensors in the file at `path`, whose SHA-256 has to be `digest`; InputError with `cure` if not."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise InputError(
-            str(path), found=error.strerror or type(error).__name__, expected="the weights of the network", cure=_CURE,
+            str(path), found=error.strerror or type(error).__name__, expected="the weights of the network", cure=cure,
         ) from error
     if hashlib.sha256(content).hexdigest() != digest:
         raise InputError(
-            str(path), found="other content than was written", expected=f"SHA-256 {digest}", cure=_CURE)
+            str(path), found="other content than was written", expected=f"SHA-256 {digest}", cure=cure)
     try:
         return load_weights(content)
     except (SafetensorError, ValueError, KeyError, RuntimeError, TypeError) as error:
-        raise InputError(str(path), found=first_line(error), expected="safetensors", cure=_CURE) from error
+        raise InputError(str(path), found=first_line(error), expected="safetensors", cure=cure) from error
 
 
 def _shape(source: Path, trial: Trial, classes: int, image_size: int) -> nn.Module:
@@ -241,12 +241,12 @@ def _named(source: Path, error: InputError) -> InputError:
     return InputError(f"{source}: {error.what}", found=error.found, expected=error.expected, cure=error.cure)
 
 
-def _compare(found: dict[str, Tensor], wanted: dict[str, Tensor], path: Path) -> None:
+def compare_weights(found: dict[str, Tensor], wanted: dict[str, Tensor], path: Path, cure: str) -> None:
     """Raise InputError for the first tensor that `found` lacks, has too much, or has in another shape or type."""
     for name in (*wanted, *found):
         have, want = (_kind(tensors.get(name)) for tensors in (found, wanted))
         if have != want:
-            raise InputError(f"{path}: {json.dumps(name)[:120]}", found=have, expected=want, cure=_CURE)
+            raise InputError(f"{path}: {json.dumps(name)[:120]}", found=have, expected=want, cure=cure)
 
 
 def _kind(tensor: Tensor | None) -> str:

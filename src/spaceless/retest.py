@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-from safetensors.torch import load as safetensors_load
-from torch import Tensor, nn
+from torch import nn
 
 from spaceless import records
 from spaceless.data import Images
@@ -20,6 +18,7 @@ from spaceless.errors import InputError, Interrupted
 from spaceless.evaluation import evaluate
 from spaceless.models import stem_is_unit
 from spaceless.profiling import measure_sensitivity
+from spaceless.rebuild import compare_weights, read_weights
 from spaceless.run import Place, build, choose_device, choose_precision, hardware, load_data, versions
 from spaceless.sensitivity import Sensitivity
 from spaceless.shuffle import shuffles
@@ -194,24 +193,6 @@ def load_weights(model: nn.Module, path: Path, sha256: str | None) -> None:
 
     """
     cure = "remove this trial's folder and run it again"
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise InputError(
-            str(path), found="other content than the training wrote", expected=f"SHA-256 {sha256}", cure=cure)
-    try:  # the digest only says that the outcome is as old as the weights
-        weights = safetensors_load(content)
-    except Exception as error:  # the reader raises more than its own error: a KeyError for a type that torch has not
-        found = f"{type(error).__name__}: {error}".splitlines()[0][:120]
-        raise InputError(str(path), found=found, expected="the weights of this network", cure=cure) from error
-    ours, theirs = _shapes(model.state_dict()), _shapes(weights)
-    if ours != theirs:
-        name = min(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
-        raise InputError(
-            f"{path}: {name[:80]}", found=theirs.get(name, "no such tensor"), expected=ours.get(name, "no such tensor"),
-            cure=cure,
-        )
+    weights = read_weights(path, sha256, cure)  # the digest only says that the outcome is as old as the weights
+    compare_weights(weights, model.state_dict(), path, cure)
     model.load_state_dict(weights)
-
-
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    return {name: f"{tensor.dtype} {tuple(tensor.shape)}".removeprefix("torch.") for name, tensor in tensors.items()}

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _S = TypeVar("_S", bound=Spec)
 
 METHOD_ORDER = ("baseline", "shuffle", "gap_fc", "conv1x1", "channel_shuffle", "strip")
+_MOST_DIGITS = 18  # of a number within a name: Python makes no numbers of texts without end
 
 
 class Planned(Spec, extra="ignore"):
@@ -296,7 +297,8 @@ def _order(row: Row) -> tuple[Any, ...]:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+    return [(int(part), "") if part.isdecimal() and len(part) <= _MOST_DIGITS else (-1, part)
+            for part in re.split(r"(\d+)", name)]
 
 
 def frame(dirs: str | Path | Sequence[str | Path]) -> pd.DataFrame:

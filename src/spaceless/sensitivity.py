@@ -8,10 +8,10 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from spaceless.errors import InputError
-from spaceless.trial import Spec
+from spaceless.trial import Percent, Spec
 
 PROFILES = "profiles"  # the folder of these records within the folder of their trial
-Passes = Annotated[tuple[float, ...], Field(min_length=1)]
+Passes = Annotated[tuple[Percent, ...], Field(min_length=1)]
 
 
 class Curve(Spec):
@@ -52,7 +52,7 @@ class Sensitivity(Spec):
     broken ones, which were not seen. Everything below them says of what and where it was measured.
     """
 
-    clean: float
+    clean: Percent
     images: Annotated[int, Field(ge=1)]
     repeats: Annotated[int, Field(ge=1)]
     units: Annotated[tuple[Shuffled, ...], Field(min_length=1)]

@@ -25,6 +25,7 @@ RANDOM_METHODS = ("shuffle", "channel_shuffle")
 COMPRESSING = ("conv1x1", "gap_fc")  # they make a network smaller, and can start from trained kernels
 PAPER_MODELS = ("vgg16", "resnet50", "resnet152", "mobilenet_v2", "squeezenet1_0")
 MODEL_PREFIXES = ("torchvision:", "timm:", "chain:")
+Percent = Annotated[float, Field(ge=0, le=100)]  # an accuracy; means of numbers near the largest float overflow
 SPECIFICATION = 1  # goes into every identity: raise it when the same specification begins to mean something else
 
 
@@ -236,8 +237,8 @@ class Evaluation(Spec):
 
     shuffle_last: Annotated[int, Field(ge=0)] | None = None
     images: Annotated[int, Field(ge=1)]
-    top1: Annotated[tuple[float, ...], Field(min_length=1)]
-    top5: float | None = None
+    top1: Annotated[tuple[Percent, ...], Field(min_length=1)]
+    top5: Percent | None = None
     left_out: tuple[str, ...] = ()
     right: str | None = None
 

@@ -122,6 +122,7 @@ def _batches(file: Path) -> Iterator[tuple[int, list[bytes], npt.NDArray[np.int6
         table = _opened(file, [leaf.path for leaf in leaves if leaf.path in (image, f"{image}.bytes")])
         _refuse_bombs(file, table.metadata, (image, label))
         for batch in table.iter_batches(batch_size=_ROWS, columns=[image, label]):
+            batch.validate(full=True)  # arrow believes a damaged page which values of a dictionary it means
             column = batch.column(0)
             if isinstance(column, pa.StructArray):
                 column = column.field("bytes")

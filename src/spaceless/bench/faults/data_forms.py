@@ -133,11 +133,11 @@ def _lists() -> Sound:
 
 
 DATA = (
-    Form("CIFAR batches in pickles", 20, _cifar_pickles, _read_data),
+    Form("CIFAR batches in pickles", 18, _cifar_pickles, _read_data),
     Form("CIFAR batches in binary", 3, _cifar_binary, _read_data),
     Form("packed CIFAR archives", 6, _packed, _read_data),
     Form(".npz files", 14, _npz, _read_data),
     Form("parquet files", 12, _parquet, partial(_read_data, image_size=SIDE)),
-    Form("images in class folders", 20, _folders, partial(_read_data, image_size=SIDE)),
+    Form("images in class folders", 18, _folders, partial(_read_data, image_size=SIDE)),
     Form("names and lists of class folders", 4, _lists, _read_folders, named=True, anew=True),
 )

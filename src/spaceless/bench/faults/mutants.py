@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import NamedTuple
 from spaceless.bench.faults.corruption import WORDS, damaged
 from spaceless.bench.faults.crafted import crafted
 from spaceless.bench.faults.form import Form, Sound
+from spaceless.records import sealed, unsealed
 
 _CRAFTED = 0.4  # of all mutations know the form of the file
 
@@ -55,8 +57,13 @@ def _vouching(files: Mapping[str, bytes], path: str, old: bytes, new: bytes) -> 
     before, after = (hashlib.sha256(content).hexdigest().encode() for content in (old, new))
     told = {name: content for name, content in files.items() if name != path and before in content}
     size = rb"(?<!\d)%d(?!\d)" % len(old)
-    return {name: re.sub(size, str(len(new)).encode(), content.replace(before, after))
-            for name, content in told.items()}
+    renewed = {}
+    for name, content in told.items():
+        body = unsealed(content, name)
+        renewed[name] = re.sub(size, str(len(new)).encode(), body.replace(before, after))
+        if body is not content:  # a record with a checksum of its own
+            renewed[name] = sealed(json.loads(renewed[name]))
+    return renewed
 
 
 def _renamed(random: Random, sound: Sound) -> Mutant:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -68,7 +70,8 @@ def run(
     seen: Counter[str] = Counter()
     failing: list[str] = []
     slowest, growth, done = 0.0, 0, 0
-    for told in _results([range(first, mutations, count) for first in range(count)], forms, seed, limits):
+    shares = [range(first, mutations, count) for first in range(count)]
+    for told in _results(shares, forms, seed, limits):
         if isinstance(told, str):
             seen["unfit to begin"] += 1
             failing.append(told)
@@ -102,17 +105,19 @@ def _results(
 ) -> Iterator[tuple[Begun, Ended] | str]:
     """Yield what became of each mutation, or what is wrong with a sound set, as it comes."""
     context = multiprocessing.get_context("spawn")
+    room = tempfile.mkdtemp(prefix="spaceless-faults-")
 
     def started(numbers: Sequence[int], starts: int = 1) -> _Child:
         ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=work, args=(theirs, tuple(forms), seed, numbers, limits), daemon=True)
+        process = context.Process(target=work, args=(theirs, tuple(forms), seed, numbers, limits, room), daemon=True)
         process.start()
         theirs.close()
         return _Child(numbers, process, ours, starts)
 
-    children = [started(numbers) for numbers in shares]
+    children: list[_Child] = []
     refused: set[str] = set()
     try:
+        children += map(started, shares)
         while children:
             ready = wait([child.connection for child in children], timeout=1.0)
             for child in list(children):
@@ -140,6 +145,7 @@ def _results(
         for child in children:
             child.process.kill()
             child.process.join()
+        shutil.rmtree(room, ignore_errors=True)
 
 
 def _heard(child: _Child, refused: set[str]) -> Generator[tuple[Begun, Ended] | str, None, bool]:

@@ -76,8 +76,12 @@ class _Watch:
                 self.seen.append(f"opened for writing: {path!r}"[:200])
 
 
-def work(connection: Connection, forms: Sequence[Form], seed: int, numbers: Sequence[int], limits: Limits) -> None:
+def work(
+    connection: Connection, forms: Sequence[Form], seed: int, numbers: Sequence[int], limits: Limits, parent: str,
+) -> None:
     """Read the sets of mutations `numbers`; send which sound sets are refused, then `Begun` and `Ended` for each.
+
+    They lie in a new folder in `parent`, which whoever started this process removes: it may not live to do so.
 
     The parent is told in a tuple of texts what is wrong before or between the sets.
 
@@ -88,7 +92,7 @@ def work(connection: Connection, forms: Sequence[Form], seed: int, numbers: Sequ
     torch.set_num_threads(1)
     sys.dont_write_bytecode = True
     warnings.simplefilter("ignore")
-    room = Path(os.path.realpath(tempfile.mkdtemp(prefix="spaceless-")))
+    room = Path(tempfile.mkdtemp(dir=os.path.realpath(parent)))
     os.environ |= dict.fromkeys(("XDG_CACHE_HOME", "HOME"), str(room / "cache"))
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # decoders in C complain there
     try:
@@ -96,8 +100,6 @@ def work(connection: Connection, forms: Sequence[Form], seed: int, numbers: Sequ
     except Exception:  # a fault of ours, not of a reader
         connection.send((traceback.format_exc(),))
         raise
-    finally:
-        shutil.rmtree(room, ignore_errors=True)
 
 
 def _work(

@@ -38,6 +38,33 @@ def _read_weights(path: Path) -> None:
         raise MalformedError("a network of other shapes or types")
 
 
+@lru_cache(maxsize=1)
+def _exported() -> Sound:
+    from safetensors.torch import save
+
+    from spaceless.rebuild import surgery_of
+    from spaceless.trial import DataFacts, Outcome, Trial
+
+    weights = save(dict(_network().state_dict()))
+    facts = DataFacts(
+        name="cifar10", source="cifar10", classes=3, image_size=SIDE, train_images=50, test_images=10, digest="0")
+    outcome = Outcome(
+        trial=Trial(model="chain:4-M-8", data="cifar10"), status="finished", data=facts, versions={"torch": "2"},
+        weights_sha256=hashlib.sha256(weights).hexdigest(),
+    )
+    surgery = surgery_of(outcome, _network(), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), ("a", "b", "c"))
+    files = {"export/model.safetensors": weights, "export/surgery.json": surgery.model_dump_json().encode()}
+    return Sound(files, tuple(files.items()), "export")
+
+
+def _read_exported(path: Path) -> None:
+    from spaceless.rebuild import load_model
+
+    network = load_model(path)
+    if any(tensor.is_meta for tensor in network.state_dict().values()):
+        raise MalformedError("a network without weights")
+
+
 @lru_cache(maxsize=2)
 def _state(step: int) -> dict[str, Any]:
     import torch
@@ -48,7 +75,7 @@ def _state(step: int) -> dict[str, Any]:
     epoch = {"epoch": 1, "loss": 1.5, "top1": 12.5, "learning_rate": 0.1, "seconds": 2.0, "images_per_second": 99.5}
     return {
         "model": weights, "optimizer": {"state": momentum, "param_groups": groups}, "step": step, "spent": 1.25,
-        "sums": torch.arange(3, dtype=torch.float64), "history": [epoch], "broken": [(3, "a/1.png", "cut")],
+        "sums": step + torch.arange(3, dtype=torch.float64), "history": [epoch], "broken": [(3, "a/1.png", "cut")],
     }
 
 
@@ -74,7 +101,7 @@ def _read_state(path: Path, *, exact: bool) -> None:
 
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        state = checkpoint.load_latest(path, _TRIAL, lambda found: found)
+        state = checkpoint.load_latest(path, _TRIAL, dict)
     for warning in told:
         if not in_form(str(warning.message)):
             raise MalformedError(f"a warning that does not say what is wrong: {str(warning.message)[:100]}")
@@ -205,6 +232,7 @@ def _read_study(path: Path) -> None:
 
 TRAINING = (
     Form("weights", 6, _weights, _read_weights),
+    Form("exported networks", 4, _exported, _read_exported, vouched=True),
     Form("training states", 4, _states, partial(_read_state, exact=True), anew=True),
     Form("training states vouched for", 4, _states, partial(_read_state, exact=False), vouched=True, anew=True),
     Form("outcomes and other records", 4, _records, _read_records),
