@@ -9,7 +9,7 @@ demo: $(VENV)/.installed
 	$(BIN)/spaceless demo --out demo
 
 test: $(VENV)/.installed-dev lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check src tests

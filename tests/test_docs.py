@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from spaceless.bench import costs, evaluate, networks, receptive_fields, shuffle
+from spaceless.bench import costs, evaluate, floor, networks, receptive_fields, shuffle, train
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
     "networks": networks, "costs": costs, "receptive-fields": receptive_fields, "evaluate": evaluate,
-    "shuffle": shuffle,
+    "floor": floor, "shuffle": shuffle, "train": train,
 }
 
 

@@ -29,6 +29,7 @@ def claimed(folder: Path) -> Iterator[bool]:
         InputError: The folder cannot be written to.
 
     """
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     descriptor = _locked(folder)
     try:
         yield descriptor is not None
@@ -37,7 +38,8 @@ def claimed(folder: Path) -> Iterator[bool]:
             # Removed first: whoever has opened it meanwhile finds out in `_locked` that it is another file's name.
             (folder / CLAIM).unlink(missing_ok=True)
             with suppress(OSError):  # not empty: something was written under the claim
-                folder.rmdir()
+                for place in made:
+                    place.rmdir()
             os.close(descriptor)
 
 

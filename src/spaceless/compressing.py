@@ -49,7 +49,7 @@ def compress(
     out.print(_budget_text(question, allowed), markup=False)
     command = command_line(model, data, wanted)
     _fetch(wanted, question, place)
-    found = room.search(question, allowed, place, lambda plan: work.run(plan, place, workers), command,
+    found = room.search(question, allowed, place, lambda plan: work.run(plan, place, workers, ()), command,
                         lambda text: out.print(text, markup=False))
     _finish(question, found, place, command, as_json)
 
@@ -100,6 +100,7 @@ def _finish(question: Question, found: Compression, place: Place, command: str, 
     from spaceless.tradeoff import compression_table
 
     trials = [trial for each in found.tried for trial in question.trials(each.k, place)]
+    (place.out / f"{NAME}.study.json").unlink(missing_ok=True)  # of an earlier search, whose trials stay
     place.store.write_study(plan(question, trials, command, found).manifest())
     record = place.out / f"{NAME}.json"
     records.write(record, found.model_dump(mode="json"))

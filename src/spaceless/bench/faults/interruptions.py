@@ -18,6 +18,7 @@ from spaceless.bench.faults.tiny import start
 
 TITLE = "SIGINT, SIGTERM and SIGUSR1 to a running study: exit status, time, and what is left running"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_MOMENTS = 2.0  # seconds in which what multiprocessing keeps beside its workers finds out that they are gone
 _SOON = 5.0  # seconds in which a study has to end; its steps take milliseconds
 
 
@@ -48,7 +49,7 @@ def run(progress: Callable[[str], None], *, seed: int = 0, each: int = 30) -> di
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(10 * _SOON)
                 times.append(time.monotonic() - began)
-                left = _group(process.pid)
+                left = _left(process.pid)
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.communicate()
@@ -78,6 +79,14 @@ def run(progress: Callable[[str], None], *, seed: int = 0, each: int = 30) -> di
 def _newest(out: Path) -> int:
     """Return the highest step of a stored state."""
     return max((int(path.stem.removeprefix("state-")) for path in out.glob("*/states/state-*.json")), default=0)
+
+
+def _left(leader: int) -> list[int]:
+    """Return the processes of a group that do not end within moments of their leader."""
+    end = time.monotonic() + _MOMENTS
+    while (found := _group(leader)) and time.monotonic() < end:
+        time.sleep(0.05)
+    return found
 
 
 def _group(leader: int) -> list[int]:
