@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from spaceless.attempts import Event
+from spaceless.bench.faults.tiny_trials import timeless, tiny
 from spaceless.cluster import Cluster
 from spaceless.errors import Interrupted
 from spaceless.paper import Planned
@@ -24,21 +25,18 @@ from spaceless.run import Place
 from spaceless.store import OUTCOME, read_outcome
 from spaceless.studies import Plan
 from spaceless.study import run_study
-from spaceless.trial import RECIPES, Outcome, Trial
+from spaceless.trial import RECIPES, Outcome
 
 _CHANGES: tuple[dict[str, Any], ...] = (
     {}, {"method": "shuffle", "k": 1}, {"method": "conv1x1", "k": 2}, {"method": "gap_fc", "k": 1})
-_CLOCKS = ("seconds", "started", "latency")  # of an outcome: what may differ between two runs of one trial
 
 
 def plan(trials: int = 4, epochs: int = 40, images: int = 64) -> Plan:
     """Return a study of so many trials of so many epochs of 64 images (or more), four kinds of network in turn."""
     recipe = RECIPES["control"].model_copy(update={"epochs": epochs, "batch_size": 16, "precision": "fp32"})
     made = [
-        Trial.model_validate({
-            "model": "chain:4-M-8", "data": "arrangement-4", "train_images": images, "test_images": 40,
-            "recipe": recipe, "repeats": 3, "seed": number // len(_CHANGES), **_CHANGES[number % len(_CHANGES)],
-        }) for number in range(trials)
+        tiny(train_images=images, recipe=recipe, seed=number // len(_CHANGES), **_CHANGES[number % len(_CHANGES)])
+        for number in range(trials)
     ]
     return Plan("tiny", "Tiny", "-", "spaceless bench faults", tuple(Planned(trial=each) for each in made))
 
@@ -50,10 +48,7 @@ def outcomes(out: Path) -> dict[str, Outcome]:
 
 def fingerprint(outcome: Outcome) -> str:
     """Return the SHA-256 of everything in an outcome, the weights' among it, but what clocks have told."""
-    content = {key: value for key, value in outcome.model_dump(mode="json").items() if key not in _CLOCKS}
-    for epoch in content["history"]:
-        del epoch["seconds"], epoch["images_per_second"]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(timeless(outcome), sort_keys=True).encode()).hexdigest()
 
 
 def fingerprints(out: Path) -> dict[str, str]:
