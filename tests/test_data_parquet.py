@@ -57,6 +57,19 @@ def test_read_back_pixel_by_pixel(kind, column, tmp_path):
     assert (data.class_names, data.note) == (("0", "1", "2"), "")
 
 
+@pytest.mark.parametrize("options", [
+    {"row_group_size": 2}, {"dictionary_pagesize_limit": 100, "data_page_size": 1, "write_batch_size": 1},
+], ids=["three row groups", "a dictionary given up in the middle"])
+def test_several_dictionaries(options, tmp_path):
+    (tmp_path / "set").mkdir()
+    table = pa.table({"img": images(), "label": LABELS})
+    for name in ("train", "test"):
+        pq.write_table(table, tmp_path / "set" / f"{name}.parquet", **options)
+    data = load("set", data_root=tmp_path)
+    np.testing.assert_array_equal(data.train_images.permute(0, 2, 3, 1), PIXELS)
+    assert data.train_labels.tolist() == LABELS
+
+
 def test_plain_binary_column_and_the_only_whole_number(tmp_path):
     plain = [image["bytes"] for image in images()]
     write_set(tmp_path / "set", {"weight": [0.5] * 5, "x": plain, "y": pa.array(LABELS, pa.uint8())})

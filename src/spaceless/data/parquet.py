@@ -121,7 +121,7 @@ def _batches(file: Path) -> Iterator[tuple[int, list[bytes], npt.NDArray[np.int6
         # As a dictionary an image that a few bytes repeat a million times is in memory once.
         table = _opened(file, [leaf.path for leaf in leaves if leaf.path in (image, f"{image}.bytes")])
         _refuse_bombs(file, table.metadata, (image, label))
-        for batch in table.iter_batches(batch_size=_ROWS, columns=[image, label]):
+        for batch in _row_group_batches(table, [image, label]):
             batch.validate(full=True)  # arrow believes a damaged page which values of a dictionary it means
             column = batch.column(0)
             if isinstance(column, pa.StructArray):
@@ -133,6 +133,12 @@ def _batches(file: Path) -> Iterator[tuple[int, list[bytes], npt.NDArray[np.int6
             first += len(numbers)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _problem(file, f"a damaged file ({str(error)[:120]})", "parquet", "replace it") from error
+
+
+def _row_group_batches(table: Any, columns: list[str]) -> Iterator[Any]:
+    """Yield batches of rows that lie in one row group: each has its own dictionary, and a struct holds but one."""
+    for group in range(table.num_row_groups):
+        yield from table.iter_batches(batch_size=_ROWS, row_groups=[group], columns=columns)
 
 
 def _refuse_bombs(file: Path, metadata: Any, columns: tuple[str, ...]) -> None:
