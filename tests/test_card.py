@@ -10,12 +10,13 @@ import yaml
 from spaceless.card import card
 
 TIMES = {"median": 0.002, "lower": 0.0015, "upper": 0.0035, "repeats": 50}
-ROW = {"params": 1234567, "macs": 7654321, "top1": 56.7891, "safetensors_bytes": 4_938_268, "onnx_bytes": 999,
+ROW = {"params": 1234567, "macs": 7654321, "top1": 56.7891, "held_out": None,
+       "safetensors_bytes": 4_938_268, "onnx_bytes": 999,
        "latency": {"pytorch": TIMES, "onnxruntime": TIMES | {"median": 0.001}}}
 RECORD = {
     "name": "vgg16-conv1x1-k5", "trial": "0123456789abcdef", "units": 13, "changed_modules": 5, "precision": "bf16",
     "network": {"model": "vgg16", "width": 0.25, "method": "conv1x1", "k": 5, "only": None, "strip": 0,
-                "downsample": "avg", "seed": 3, "classes": 100, "image_size": 32},
+                "downsample": "avg", "start": None, "seed": 3, "classes": 100, "image_size": 32},
     "recipe": {"name": "fast", "epochs": 30, "batch_size": 128, "optimizer": "sgd", "learning_rate": 0.1,
                "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4, "schedule": "one_cycle",
                "augment": "crop_flip"},
@@ -78,6 +79,12 @@ def test_every_figure_is_that_of_the_record():
      "It is `vgg16` at 0.25 of its width, unchanged. | | this network |"),
     ({"network__width": 1.0}, "It is `vgg16` without spatial information"),
     ({"original__top1": None}, "| – | 56.79 % |"),
+    ({"exported__held_out": 58.0}, "| top-1 accuracy on the images held out | – | 58.00 % | | top-1 accuracy on the "
+     "test images | 55.00 % | 56.79 % |"),
+    ({"exported__held_out": 58.0}, "on 10,000 images held out, and that on the test images was taken once"),
+    ({"exported__held_out": 58.0}, "On 1,000 held-out images the logits"),
+    ({"exported__held_out": 58.0, "exported__top1": None}, "This network was not tested on the test images."),
+    ({"network__start": {"run": "ab" * 8}}, "It began from the weights of trial `abababababababab`"),
     ({"original__top1": None}, "its accuracy is not known"),
     ({"threads": 1}, "fp32, 1 thread of"),
     ({"checks__rounding": 2.5e-4, "checks__allowed": 1e-3},
@@ -85,6 +92,12 @@ def test_every_figure_is_that_of_the_record():
 ])
 def test_other_networks_are_told_as_what_they_are(places, says):
     assert says in parts(changed(**places))[1]
+
+
+def test_an_accuracy_that_only_the_images_held_out_know_is_one_of_validation():
+    head, _ = parts(changed(exported__held_out=58.0, exported__top1=None))
+    result = head["model-index"][0]["results"][0]
+    assert (result["dataset"]["split"], result["metrics"][0]["value"]) == ("validation", 0.58)
 
 
 def test_a_caveat_of_the_data_stands_beside_every_accuracy():

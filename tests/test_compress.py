@@ -186,9 +186,15 @@ def test_a_dry_run_says_what_it_may_cost_and_writes_nothing(command, tmp_path):
 def test_a_warm_search_starts_from_the_weights_of_a_run_elsewhere(command, tmp_path, searched):
     base = next(each["ids"][0] for each in record(searched)["tried"] if each["k"] == 0)
     status, _, err = command("compress", NET, "--data", DATA, "--method", "gap_fc", "--tolerance", 5, "--out", "warm",
-                             "--from", searched / base, "--tune-epochs", 1, "--distill")
+                             "--from", searched / base, "--tune-epochs", 1, "--distill", "--export", "small")
     assert status == 0, err
     found = record(tmp_path / "warm")
+    made = json.loads((tmp_path / "small" / "export.json").read_text())
+    assert made["trial"] == found["tried"][[each["k"] for each in found["tried"]].index(2)]["ids"][0]
+    assert made["exported"]["top1"] == found["test"]["chosen"]
+    assert made["original"]["top1"] == found["test"]["baseline"]
+    assert made["exported"]["held_out"] == next(each["top1"] for each in found["tried"] if each["k"] == 2)
+    assert made["data"]["note"] == "512 of 2,048 training images are held out"
     assert found["largest"] == 2
     assert "1 epoch instead of 4" in found["warm"]
     assert "temperature 4, weight 0.5" in found["warm"]
@@ -220,6 +226,7 @@ def test_a_warm_search_trains_its_own_baseline_first(command, tmp_path):
     ({"tolerance": -1}, (), ("--tolerance", "0 to 100")),
     ({"confidence": 0.3}, (), ("--confidence", "0.5")),
     ({"budget": 0}, (), ("--budget", "1 or more")),
+    ({}, ("--export", __file__), ("test_compress.py", "a folder, or nothing")),
     ({"holdout": 1.5}, (), ("holdout", "less than 1")),
     ({"holdout": 0.01}, (), ("holdout of arrangement-4", "at least 4")),
     ({"recipe": "quick"}, (), ("recipe", "smoke")),

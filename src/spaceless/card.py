@@ -39,7 +39,8 @@ def _front_matter(record: dict[str, Any]) -> str:
     """Return the YAML that model hubs read; JSON's texts and numbers are YAML's."""
     lines = ["---", "library_name: spaceless", "pipeline_tag: image-classification", "tags:", "- image-classification",
              "- safetensors", "- onnx"]
-    top1 = record["exported"]["top1"]
+    found = record["exported"]
+    top1, split = (found["held_out"], "validation") if found["top1"] is None else (found["top1"], "test")
     if top1 is not None:
         data = record["data"]
         name = ", ".join(filter(None, (data["name"], data["note"])))  # a caveat goes where the figure goes
@@ -48,7 +49,7 @@ def _front_matter(record: dict[str, Any]) -> str:
             "model-index:", f"- name: {json.dumps(record['name'])}",
             "  results:", "  - task:", "      type: image-classification",
             "    dataset:", f"      name: {json.dumps(name)}", f"      type: {json.dumps(data['name'])}",
-            "      split: test",
+            f"      split: {split}",
             "    metrics:", "    - type: accuracy", f"      value: {round(top1 / 100, 6)}",
         ]
     return "\n".join([*lines, "---", ""])
@@ -77,7 +78,7 @@ def _comparison(record: dict[str, Any]) -> str:
     if record["original"]:
         columns.insert(0, ("original", record["original"]))
     rows: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
-        ("top-1 accuracy on the test images", lambda found: "–" if found["top1"] is None else f"{found['top1']:.2f} %"),
+        ("top-1 accuracy on the test images", lambda found: _percent(found["top1"])),
         ("parameters", lambda found: f"{found['params']:,}"),
         ("multiply-adds per image", lambda found: f"{found['macs']:,}"),
         ("`model.safetensors`", lambda found: _bytes(found["safetensors_bytes"])),
@@ -85,6 +86,8 @@ def _comparison(record: dict[str, Any]) -> str:
         ("one image in PyTorch", lambda found: _milliseconds(found["latency"]["pytorch"])),
         ("one image in onnxruntime", lambda found: _milliseconds(found["latency"]["onnxruntime"])),
     ]
+    if record["exported"]["held_out"] is not None:
+        rows.insert(0, ("top-1 accuracy on the images held out", lambda found: _percent(found["held_out"])))
     lines = ["| |" + "".join(f" {title} |" for title, _ in columns), "|---|" + "---|" * len(columns)]
     lines += [f"| {what} |" + "".join(f" {show(found)} |" for _, found in columns) for what, show in rows]
     passes = record["exported"]["latency"]["pytorch"]["repeats"]
@@ -98,22 +101,30 @@ def _comparison(record: dict[str, Any]) -> str:
                 for name, found in record["times_as_fast"].items()}
         notes.append(f"Measured in turn, this network is {fast['pytorch']} times as fast in PyTorch and "
                      f"{fast['onnxruntime']} times in onnxruntime.")
-    if record["original"] and record["original"]["top1"] is None:
+    if record["exported"]["held_out"] is not None and record["exported"]["top1"] is None:
+        notes.append("This network was not tested on the test images.")
+    if record["original"] and record["original"]["top1"] is record["original"]["held_out"] is None:
         notes.append("The original was not trained in the same folder: its accuracy is not known.")
     return "\n".join([*lines, "", " ".join(notes), ""])
 
 
 def _training(record: dict[str, Any]) -> str:
-    data, recipe = record["data"], record["recipe"]
+    data, recipe, network = record["data"], record["recipe"], record["network"]
     note = f" ({_text(data['note'])})" if data["note"] else ""
     named = ("epochs", "batch_size", "optimizer", "learning_rate", "momentum", "nesterov", "weight_decay", "schedule",
              "augment")
     how = ", ".join(f"{name.replace('_', ' ')} {_text(str(recipe[name]))}" for name in named)
+    found = record["exported"]
+    judged = "test images" if found["held_out"] is None else (
+        "training images held out" if found["top1"] is None else
+        "images held out, and that on the test images was taken once, when the network had been chosen")
+    begun = "" if network["start"] is None else (
+        f"It began from the weights of trial {_code(network['start']['run'])}, the original, trained before. ")
     return (
-        f"On {_code(data['name'])}, {data['train_images']:,} images{note}, with the recipe {_code(recipe['name'])}: "
-        f"{how}; seed {record['network']['seed']}, on {_text(record['trained_on'])}. The accuracy is that of the last "
-        f"epoch on {data['test_images']:,} test images, in {record['precision']} as in training. Trial "
-        f"{_code(record['trial'])} of `spaceless`.\n"
+        f"{begun}On {_code(data['name'])}, {data['train_images']:,} images{note}, with the recipe "
+        f"{_code(recipe['name'])}: {how}; seed {network['seed']}, on {_text(record['trained_on'])}. The "
+        f"accuracy is that of the last epoch on {data['test_images']:,} {judged}, in {record['precision']} as in "
+        f"training. Trial {_code(record['trial'])} of `spaceless`.\n"
     )
 
 
@@ -150,15 +161,20 @@ with torch.inference_mode():
 
 def _checks(record: dict[str, Any]) -> str:
     found, runtime = record["checks"], record["versions"]["onnxruntime"]
+    which = "test" if record["exported"]["held_out"] is None else "held-out"
     rounding = "" if found["rounding"] is None else (
         f", since PyTorch's own differ by {found['rounding']:.2g} from those it computes in float64")
     return (
-        f"On {found['images']:,} test images the logits of `model.onnx` in onnxruntime {runtime} differ from PyTorch's "
-        f"by {found['largest_difference']:.2g} at most ({found['allowed']:.2g} is allowed{rounding}), "
+        f"On {found['images']:,} {which} images the logits of `model.onnx` in onnxruntime {runtime} differ from "
+        f"PyTorch's by {found['largest_difference']:.2g} at most ({found['allowed']:.2g} is allowed{rounding}), "
         f"{found['same_class']:,} get the same class, and {found['correct_onnx']:,} the correct one (PyTorch: "
         f"{found['correct_pytorch']:,}). The network that `spaceless.load_model` builds from the files gives the "
         "logits of the trained one bit for bit on all of them. `onnx.checker` accepts the file.\n"
     )
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f} %"
 
 
 def _milliseconds(found: dict[str, float]) -> str:

@@ -321,7 +321,8 @@ def study(
 
 @app.command
 def compress(
-    model: str, *, data: str, dry_run: bool = False, as_json: _Json = False, where: Where = _HERE,
+    model: str, *, data: str, export: Path | None = None, dry_run: bool = False, as_json: _Json = False,
+    where: Where = _HERE,
     wanted: Annotated[Wanted, Parameter(name="*")] = _WANTED, workers: Annotated[Workers, Parameter(name="*")] = _ONE,
 ) -> None:
     """Find the largest K that costs no more accuracy than the tolerance, and the smaller network that follows.
@@ -337,13 +338,15 @@ def compress(
         See `spaceless inspect --help`.
     data
         The name or path of a data set.
+    export
+        Write the chosen network to this folder, as `spaceless export` does.
     dry_run
         Show what the search may cost at most, and train nothing.
 
     """
     from spaceless.compressing import compress as run
 
-    run(model, data, wanted, where.place(), workers, dry_run=dry_run, as_json=as_json)
+    run(model, data, wanted, where.place(), workers, export=export, dry_run=dry_run, as_json=as_json)
 
 
 @app.command

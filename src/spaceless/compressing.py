@@ -18,9 +18,12 @@ if TYPE_CHECKING:
 
 
 def compress(
-    model: str, data: str, wanted: Wanted, place: Place, workers: work.Workers, *, dry_run: bool, as_json: bool,
+    model: str, data: str, wanted: Wanted, place: Place, workers: work.Workers, *, export: Path | None, dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Search the largest K, show what it may cost before and what came of it after, and write page and records.
+
+    `export` is the folder that the chosen network is written to, see `export_run`.
 
     Raises:
         InputError: Options that cannot be meant; nothing was written.
@@ -41,6 +44,10 @@ def compress(
     if workers.jobs > 1 and len(question.baselines) == 1 and question.warm is not None:
         raise InputError("--jobs", found=f"{workers.jobs} for one seed", expected="1: one training waits for another",
                          cure="leave it out or ask for several --seeds")
+    if export is not None:
+        from spaceless.export import check_export
+
+        check_export(export)  # hours before it is needed
     allowed = room.budget(question, place)
     if dry_run:
         _show_budget(question, allowed, as_json)
@@ -51,7 +58,20 @@ def compress(
     _fetch(wanted, question, place)
     found = room.search(question, allowed, place, lambda plan: work.run(plan, place, workers, ()), command,
                         lambda text: out.print(text, markup=False))
-    _finish(question, found, place, command, as_json)
+    network = chosen_run(place, found)
+    if network is not None and export is not None:
+        network = _export(network, export, place)
+    _finish(question, found, place, command, network, as_json)
+
+
+def _export(network: Path, out: Path, place: Place) -> Path:
+    from spaceless.console import advancing
+    from spaceless.export import export_run
+    from spaceless.signals import caught_signals
+
+    with caught_signals() as stop, advancing("export") as progress:
+        export_run(network, out=out, data_root=place.data_root, stop=stop, progress=progress)
+    return out
 
 
 def _fetch(wanted: Wanted, question: Question, place: Place) -> None:
@@ -91,7 +111,9 @@ def _show_budget(question: Question, allowed: Budget, as_json: bool) -> None:
         print(_budget_text(question, allowed))
 
 
-def _finish(question: Question, found: Compression, place: Place, command: str, as_json: bool) -> None:
+def _finish(
+    question: Question, found: Compression, place: Place, command: str, network: Path | None, as_json: bool,
+) -> None:
     """Write the record and the page of a search and show its answer, its table and where all of it lies."""
     from spaceless import records
     from spaceless.compress import NAME, plan
@@ -106,7 +128,6 @@ def _finish(question: Question, found: Compression, place: Place, command: str, 
     records.write(record, found.model_dump(mode="json"))
     page = place.out / f"{NAME}.html"
     write_report([place.out], html=page, study=NAME)
-    network = chosen_run(place, found)
     told = answers([place.out], NAME)
     if as_json:
         document: dict[str, Any] = found.model_dump(mode="json") | {

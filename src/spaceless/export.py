@@ -24,6 +24,7 @@ from spaceless.card import card
 from spaceless.cost import Latency, compare_latency, cost, latency
 from spaceless.data.augment import normalise
 from spaceless.data.feed import Batch, test_batches
+from spaceless.data.heldout import JUDGED_ON_THEM
 from spaceless.errors import InputError, Interrupted, SpacelessError
 from spaceless.models import build_model
 from spaceless.onnx_file import (
@@ -36,7 +37,7 @@ from spaceless.onnx_file import (
     to_onnx,
 )
 from spaceless.rebuild import SURGERY, load_model, surgery_of
-from spaceless.retest import Trained, open_trial
+from spaceless.retest import Trained, open_trial, tested
 from spaceless.run import Place, hardware, versions
 from spaceless.store import WEIGHTS, Store, read_trial
 from spaceless.trial import RANDOM_METHODS, Outcome, Trial
@@ -72,11 +73,10 @@ def export_run(
         Interrupted: `stop` asked for it.
 
     """
-    require_packages()
+    out = folder / "export" if out is None else out
+    check_export(out, onnx)
     trial = read_trial(folder)
     _refuse_shuffles(trial, folder)
-    out = folder / "export" if out is None else out
-    _check_places(out, onnx)
 
     def done(share: float) -> None:
         if (asked := stop() if stop is not None else None) is not None:
@@ -86,7 +86,7 @@ def export_run(
 
     trained = open_trial(folder, Place(folder.parent, data_root, "cpu"))
     data = trained.data
-    tested = data.subset(None, min(CHECKED, data.test_count) if images is None else images)
+    checked = data.subset(None, min(CHECKED, data.test_count) if images is None else images)
     model = trained.model.eval()
     done(0.1)
     size, scale = data.image_size, (data.mean, data.std)
@@ -96,7 +96,7 @@ def export_run(
     exported = [to_onnx(each, size, *scale, data.class_names) for each in networks]
     sessions = [open_session(each) for each in exported]
     done(0.4)
-    batches = partial(test_batches, tested, _BATCH, torch.device("cpu"))
+    batches = partial(test_batches, checked, _BATCH, torch.device("cpu"))
     parity, answers = compare(model, sessions[-1], batches, *scale)
     parity.check()
     done(0.6)
@@ -130,8 +130,9 @@ def _refuse_shuffles(trial: Trial, folder: Path) -> None:
         )
 
 
-def _check_places(out: Path, onnx: Path | None) -> None:
-    """Raise InputError unless both places can be written to and hold nothing but an earlier export."""
+def check_export(out: Path, onnx: Path | None = None) -> None:
+    """Raise InputError unless the packages are here and both places are free, or hold an earlier export."""
+    require_packages()
     if out.exists() and not out.is_dir():
         raise InputError(str(out), found="a file", expected="a folder, or nothing", cure="choose another --out")
     Store(out).check()
@@ -203,12 +204,15 @@ def _described(trained: Trained, mean: tuple[float, ...], std: tuple[float, ...]
     what = "" if trial.method == "baseline" else (
         f"-{trial.method}-unit{trial.only}" if trial.only else f"-{trial.method}-k{trial.k}")
     spec = trial.model_dump(mode="json", exclude={"data", "recipe"})  # data may be a path of this machine
+    facts = outcome.data or facts
+    if trial.holdout is not None and tested(trained.store.folder(trial)) is not None:
+        facts = facts.model_copy(update={"note": facts.note.replace(JUDGED_ON_THEM, "")})
     return {
         "format": 1, "name": trial.model.replace(":", "-") + what, "created": datetime.now(UTC).date().isoformat(),
         "trial": trial.id, "network": spec | {"classes": facts.classes, "image_size": facts.image_size},
         "units": outcome.units, "changed_modules": len(outcome.changes),
         "recipe": trial.recipe.model_dump(mode="json"), "precision": outcome.precision,
-        "trained_on": outcome.hardware, "data": (outcome.data or facts).model_dump(mode="json"),
+        "trained_on": outcome.hardware, "data": facts.model_dump(mode="json"),
         "mean": list(mean), "std": list(std), "opset": OPSET,
         "versions": versions() | {name: version(name) for name in PACKAGES},
         "hardware": hardware(torch.device("cpu")), "threads": torch.get_num_threads(),
@@ -219,23 +223,21 @@ def _measured(
     trained: Trained, networks: Sequence[nn.Module], exported: Sequence[bytes], sessions: Sequence[Any],
 ) -> dict[str, Any]:
     """Return what the network costs and gives, and the same of the original it was made from, if it is another one."""
-    size, trial = trained.data.image_size, trained.trial
+    size = trained.data.image_size
     onnx_times, onnx_ratio = session_latencies(sessions, size, _PASSES)
     if len(networks) == 2:
         first, second, ratio = compare_latency(networks[0], networks[1], size, repeats=_PASSES)
         times = [first, second]
     else:
         times, ratio = [latency(networks[0], size, repeats=_PASSES)], None
-    baseline = Trial.model_validate(
-        trial.model_dump() | {"method": "baseline", "k": 0, "only": None, "strip": 0})
-    outcomes: list[Outcome | None] = [trained.store.outcome(baseline), trained.outcome][-len(networks):]
+    outcomes = [_original(trained), trained.outcome][-len(networks):]
     rows = []
     for model, outcome, content, torch_time, onnx_time in zip(
         networks, outcomes, exported, times, onnx_times, strict=True,
     ):
         costs = cost(model, size)
         rows.append({
-            "params": costs.params, "macs": costs.macs, "top1": outcome and outcome.top1,
+            "params": costs.params, "macs": costs.macs, **_accuracies(outcome, trained.store),
             "safetensors_bytes": len(dump_weights(model.state_dict())), "onnx_bytes": len(content),
             "latency": {"pytorch": _times(torch_time), "onnxruntime": _times(onnx_time)},
         })
@@ -244,6 +246,26 @@ def _measured(
         "times_as_fast": None if ratio is None or onnx_ratio is None else {
             "pytorch": _times(ratio), "onnxruntime": _times(onnx_ratio)},
     }
+
+
+def _original(trained: Trained) -> Outcome | None:
+    """Return the outcome of the unchanged network that this one is compared with, if it lies in the same folder."""
+    trial, store = trained.trial, trained.store
+    if trial.start is None:
+        return store.outcome(Trial.model_validate(
+            trial.model_dump() | {"method": "baseline", "k": 0, "only": None, "strip": 0}))
+    folder = store.root / trial.start.run
+    return store.outcome(read_trial(folder)) if folder.is_dir() else None
+
+
+def _accuracies(outcome: Outcome | None, store: Store) -> dict[str, float | None]:
+    """Return top-1 on the test images and, of a training with a holdout, on the images held out, as far as known."""
+    if outcome is None:
+        return {"top1": None, "held_out": None}
+    if outcome.trial.holdout is None:
+        return {"top1": outcome.top1, "held_out": None}
+    test = tested(store.folder(outcome.trial))
+    return {"top1": None if test is None else test.mean, "held_out": outcome.top1}
 
 
 def _times(found: Latency) -> dict[str, float]:

@@ -80,6 +80,12 @@ def evaluate_run(
     return found
 
 
+def tested(folder: Path) -> Evaluation | None:
+    """Return what `test_run` stored in the folder of a trial, or None; raise InputError if it is broken."""
+    path = folder / TESTED
+    return records.read(Evaluation, path) if path.exists() else None
+
+
 def test_run(
     folder: Path, place: Place, *, stop: Callable[[], int | None] | None = None,
     progress: Callable[[float], None] | None = None,
@@ -91,9 +97,9 @@ def test_run(
         Interrupted: `stop` asked for it; nothing is stored.
 
     """
-    path = folder / TESTED
-    if path.exists():
-        return records.read(Evaluation, path)
+    known = tested(folder)
+    if known is not None:
+        return known
     trained = open_trial(folder, place, None, "")
     if trained.trial.holdout is None:
         raise InputError(
@@ -109,7 +115,7 @@ def test_run(
     except Interrupted as interrupted:
         raise Interrupted(interrupted.signum, saved=False) from None
     if share().rank == 0:
-        records.write(path, found.model_dump(mode="json"))
+        records.write(folder / TESTED, found.model_dump(mode="json"))
     return found
 
 

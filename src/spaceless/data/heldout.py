@@ -11,6 +11,8 @@ from spaceless.data.dataset import Dataset, drawn
 from spaceless.data.readers import Images
 from spaceless.errors import InputError
 
+JUDGED_ON_THEM = ", and accuracies are those on them, not on the test images"
+
 
 def held_out(data: Images, share: float, *, keep_test: bool = False) -> Images:
     """Return `data` without `share` of its training images, which take the place of the test images.
@@ -31,7 +33,7 @@ def held_out(data: Images, share: float, *, keep_test: bool = False) -> Images:
     rest, kept = _parted(data.train_labels.cpu(), share, data.classes, data.name)
     note = f"{len(kept):,} of {len(data.train_labels):,} training images are held out"
     if not keep_test:
-        note += ", and accuracies are those on them, not on the test images"
+        note += JUDGED_ON_THEM
     note = "; ".join(filter(None, (data.note, note)))
     if isinstance(data, Dataset):
         rest, kept = rest.to(data.train_images.device), kept.to(data.train_images.device)
