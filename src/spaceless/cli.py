@@ -36,7 +36,7 @@ Short = Annotated[int, Parameter(name=["--k", "-k"])]
 Preset = Literal["paper", "fast", "smoke"]
 Bench = Literal[
     "networks", "receptive-fields", "costs", "train", "accuracy", "shuffle", "evaluate", "floor", "study",
-    "faults",
+    "compress", "faults",
 ]
 _Json = Annotated[bool, Parameter(name="--json", help="Print one JSON document on standard output.")]
 
@@ -561,13 +561,15 @@ def bench(
     ----------
     name
         `networks`: surgery on the CNNs of torchvision and timm. `receptive-fields`: derived against measured and
-        published ones. `costs`: counted against what torchvision publishes. `faults`: studies that are killed,
-        interrupted, crowded and damaged. The others measure speed. Without a name all are listed.
+        published ones. `costs`: counted against what torchvision publishes. `compress`: its search against a full
+        sweep, warm starts against scratch, and channel pruning; hours. `faults`: studies that are killed, interrupted,
+        crowded and damaged. The others measure speed. Without a name all are listed.
     networks
         With the first three: only these, by name (see `spaceless inspect --help`); `NAME@64` with `networks` for images
         of 64 pixels. With `faults`: only these kinds of fault.
     jobs
-        With the first three: processes (default: one per processor core, up to 8).
+        With the first three: processes (default: one per processor core, up to 8). With `compress`: trainings at once
+        (default: 1).
     seconds
         With a measurement of speed: how long each of its cases is measured (three rounds of it, if they take longer).
     out

@@ -21,6 +21,7 @@ _BENCHES = {
     "evaluate": "200 evaluations of a shuffling network against running all of it each time",
     "floor": "the share of the machine's matrix peak that training steps reach, and what fewer multiply-adds buy",
     "study": "a whole study against its bare training loops, the input's share of a step, and start-up",
+    "compress": "the search against the full sweep, warm starts against scratch, and channel pruning beside them",
     "faults": "studies that are killed, interrupted, crowded and damaged: what is lost, repeated or mixed up",
 }
 
@@ -47,6 +48,10 @@ def bench(
         _refuse(name, "--seconds", seconds)
         _refuse(name, "--jobs", jobs)
         record, page = _faults(networks)
+    elif name == "compress":
+        _refuse(name, "NETWORKS", " ".join(networks) or None)
+        _refuse(name, "--seconds", seconds)
+        record, page = _compress(out / "compress", jobs)
     else:
         _refuse(name, "NETWORKS", " ".join(networks) or None)
         _refuse(name, "--jobs", jobs)
@@ -111,6 +116,24 @@ def _faults(chosen: Sequence[str]) -> tuple[dict[str, Any], str]:
     also = ("ray", "safetensors", "pyarrow", "pillow")
     record = headed("faults", " ".join(["spaceless bench faults", *chosen]), content, also=also)
     return record, faults.markdown(record)
+
+
+def _compress(trials: Path, jobs: int | None) -> tuple[dict[str, Any], str]:
+    """Compare ways to a smaller network; what is trained for it is stored in the folder `trials`."""
+    from spaceless import work
+    from spaceless.bench import compress
+    from spaceless.bench.record import headed
+    from spaceless.console import screen
+    from spaceless.run import Place
+
+    if jobs is not None:
+        job_count(jobs)
+    out, place = screen(), Place(trials)
+    workers = work.Workers(jobs=jobs or 1)
+    content = compress.run(
+        place, lambda plan: work.run(plan, place, workers, ()), lambda text: out.print(text, markup=False))
+    record = headed("compress", compress.COMMAND, content, also=("torch-pruning",))
+    return record, compress.markdown(record)
 
 
 def _speed(name: str, seconds: float | None) -> tuple[dict[str, Any], str]:
