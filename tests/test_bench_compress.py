@@ -71,7 +71,7 @@ def test_the_warm_start_is_compared_with_the_training_from_scratch(measured):
 
 
 def test_networks_of_as_many_parameters_are_compared(measured):
-    place, found, _ = measured
+    _, found, _ = measured
     original, ours, warm, whole, pruned, pruned_whole = found["networks"]
     assert [row["epochs"] for row in found["networks"]] == [0, 4, 1, 4, 1, 4]
     assert (original["difference"], original["params"]) == (0, count_parameters(build_model(CASE.model, 4, 20)))
