@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from spaceless.errors import InputError, unknown_name
+from spaceless.imports import torchvision_models
 from spaceless.trial import MODEL_PREFIXES, PAPER_MODELS
 
 SMALL_IMAGE = 128  # below this side ResNets get the 3x3 stem without max-pooling (section 3.2: 32x32 sets)
@@ -86,8 +87,7 @@ def untrained(name: str, classes: int, image_size: int, *, width: float = 1.0) -
 
 
 def _construct(name: str, classes: int, image_size: int) -> nn.Module:
-    from torchvision import models
-
+    models = torchvision_models()
     if name == "vgg16":
         return _vgg16(classes)
     if name in ("resnet50", "resnet152"):
@@ -135,9 +135,7 @@ def _without_auxiliary(name: str) -> dict[str, object]:
 
 def _vgg16(classes: int) -> nn.Module:
     """VGG-16 with batch normalisation and a 512-4096-4096-classes head after global pooling (34.02 M, 37.70 M)."""
-    from torchvision import models
-
-    model = models.vgg16_bn(num_classes=classes)
+    model = torchvision_models().vgg16_bn(num_classes=classes)
     model.avgpool = GlobalAveragePool()
     first = nn.Linear(512, 4096)
     nn.init.normal_(first.weight, 0, 0.01)  # as torchvision initialises the layer that this one replaces
@@ -155,8 +153,7 @@ def _small_stem(model: nn.Module, image_size: int) -> nn.Module:
 
 
 def _chain(text: str, classes: int) -> nn.Module:
-    from torchvision.models import vgg
-
+    vgg = torchvision_models().vgg
     layers: list[str | int] = [int(t) if t.isdecimal() else t for t in text.split("-")]
     widths = [t for t in layers if isinstance(t, int)]
     if not widths or min(widths) < 1 or any(isinstance(t, str) and t != "M" for t in layers):
