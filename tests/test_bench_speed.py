@@ -388,7 +388,7 @@ def bench(monkeypatch, *words):
 
 def test_every_bench_is_listed(monkeypatch, capsys):
     assert bench(monkeypatch, "--json") == 0
-    assert set(json.loads(capsys.readouterr().out)) == set(cli.Bench.__args__) == set(measuring._BENCHES)
+    assert set(json.loads(capsys.readouterr().out)) == set(cli.pages.Bench.__args__) == set(measuring._BENCHES)
 
 
 def test_the_command_writes_record_and_page(tmp_path, capsys, monkeypatch):

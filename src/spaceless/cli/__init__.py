@@ -1,0 +1,62 @@
+"""The command line: one function per verb that hands its words on and shows what comes back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import NoReturn
+
+from cyclopts import CycloptsError
+
+from spaceless.cli import networks, pages, training  # noqa: F401 (they add their verbs)
+from spaceless.cli.options import app
+from spaceless.errors import Interrupted, SpacelessError
+
+_ONE_LINE = 110  # characters; a longer error message is broken where its parts meet
+_LONGEST = 4000  # characters of an error message
+
+
+def main() -> None:
+    """Run the command line; the exit status is 0 done, 1 failed, 2 bad input, 128 + signal when interrupted."""
+    words = [word for word in sys.argv[1:] if word != "--debug"]
+    debug = len(words) < len(sys.argv) - 1
+    try:
+        app(words, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        if debug:
+            raise
+        verb = f"{words[0]} " if words and words[0] in app and not words[0].startswith("-") else ""
+        _fail(f"error: {' '.join(str(error).split())}\nsee `spaceless {verb}--help`", 2)
+    except Interrupted as error:
+        _fail(f"interrupted by {error.found}: {error.cure}", error.exit_status)
+    except SpacelessError as error:
+        if debug:
+            raise
+        _fail(" ".join(str(error).split()), error.exit_status)  # a name may hold line breaks of its own
+    except PermissionError as error:
+        if debug:
+            raise
+        _fail(f"error: {error.filename}: found {error.strerror}, expected a place that may be read; choose another", 2)
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(128 + signal.SIGPIPE) from None
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except Exception as error:  # a full disk, a network that runs out of memory, or a defect of ours
+        if debug:
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        _fail(f"{' '.join(words[:1])}: found {reason}, expected no such failure; --debug shows where it happened", 1)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    """Print an error in at most three lines and leave with `status`."""
+    text = message if message.startswith(("error: ", "interrupted")) else f"error: {message}"
+    # Names out of a file may hold anything, and a terminal would obey some of it.
+    text = "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text[:_LONGEST])
+    if len(text) > _ONE_LINE:  # one line for each of: what was found, what was expected, how to mend it
+        text = text.replace(", expected ", ",\n  expected ", 1).replace("; ", ";\n  ", 1)
+    if status == 1 or os.environ.get("RANK", "0") == "0":  # what is wrong with the input all processes find alike
+        print(text, file=sys.stderr)
+    raise SystemExit(status)

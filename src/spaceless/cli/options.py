@@ -1,0 +1,59 @@
+"""What the verbs share: the program itself, and the options that several of them have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import App, Parameter
+
+from spaceless import __version__
+
+if TYPE_CHECKING:
+    from spaceless.run import Place
+
+app = App(
+    name="spaceless", version=__version__, help_format="markdown", default_parameter=Parameter(negative=""),
+    suppress_keyboard_interrupt=False,
+    help="From which layer on does an image classifier need no spatial information, and what smaller network "
+    "follows?\n\n"
+    "Start with `spaceless demo`. Every verb answers `--help` with an example. `--debug` shows tracebacks.",
+)
+
+K = Annotated[int, Parameter(name=["--k", "-k"])]
+Preset = Literal["paper", "fast", "smoke"]
+Json = Annotated[bool, Parameter(name="--json", help="Print one JSON document on standard output.")]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Where:
+    """Where outcomes go, where data lie and what computes.
+
+    Parameters
+    ----------
+    out
+        The folder of outcomes; finished trials in it are not run again.
+    data_root
+        The folder that data sets are looked for in (default: $SPACELESS_DATA, else the user cache).
+    device
+        `auto`, `cpu`, `cuda`, `cuda:1`, ...
+    no_weights
+        Do not keep the trained weights (they are needed by `evaluate`).
+
+    """
+
+    out: Path = Path("runs")
+    data_root: Path | None = None
+    device: str = "auto"
+    no_weights: bool = False
+
+    def place(self) -> Place:
+        """Return what the compute half calls this."""
+        from spaceless.run import Place
+
+        return Place(self.out, self.data_root, self.device, keep_weights=not self.no_weights)
+
+
+HERE = Where()
