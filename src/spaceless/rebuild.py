@@ -176,15 +176,15 @@ def modules_sha256(model: nn.Module) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def changed(model: nn.Module, trial: Trial, image_size: int) -> nn.Module:
-    """Return `model` changed as `trial` says."""
+def changed(model: nn.Module, trial: Trial, image_size: int) -> tuple[nn.Module, list[Change]]:
+    """Return `model` changed as `trial` says, and what changed."""
     if trial.method == "baseline":
-        return model
+        return model, []
     return remove_spatial(
         model, trial.method, None if trial.only else trial.k, image_size=image_size, only=trial.only,
         strip=trial.strip, downsample=trial.downsample, shuffle=trial.shuffle, seed=trial.seed,
         stem=stem_is_unit(trial.model),
-    )[0]
+    )
 
 
 def _rebuilt(
@@ -202,7 +202,7 @@ def _rebuilt(
     model.load_state_dict({name: tensor.clone() for name, tensor in weights.items()}, assign=True)
     if any(tensor.device.type == "meta" for tensor in (*model.parameters(), *model.buffers())):
         # Not all that it computes with is among its weights: the library that it is from has to fill it.
-        model = changed(build_model(trial.model, classes, image_size, width=trial.width), trial, image_size)
+        model, _ = changed(build_model(trial.model, classes, image_size, width=trial.width), trial, image_size)
         model.load_state_dict(weights)
     return model.eval()
 
@@ -227,7 +227,7 @@ def read_weights(path: Path, digest: str | None, cure: str) -> dict[str, Tensor]
 def _shape(source: Path, trial: Trial, classes: int, image_size: int) -> nn.Module:
     """Return the network of `trial` as shapes without weights, or raise InputError naming `source`."""
     try:
-        return changed(untrained(trial.model, classes, image_size, width=trial.width), trial, image_size)
+        return changed(untrained(trial.model, classes, image_size, width=trial.width), trial, image_size)[0]
     except InputError as error:
         raise _named(source, error) from error
     except Exception as error:  # numbers out of every range end somewhere inside PyTorch

@@ -32,10 +32,10 @@ from spaceless.distributed import from_first, refuse_unshareable, share, told_by
 from spaceless.errors import InputError
 from spaceless.evaluation import evaluate
 from spaceless.models import build_model, stem_is_unit
+from spaceless.rebuild import changed
 from spaceless.receptive import usable_field
 from spaceless.shuffle import shuffles
 from spaceless.store import WEIGHTS, Store
-from spaceless.surgery import remove_spatial
 from spaceless.training import Progress, States, Training, train
 from spaceless.trial import Change, DataFacts, Evaluation, Latency, Outcome, Trial
 from spaceless.units import find_units
@@ -95,13 +95,7 @@ def build(
 ) -> tuple[nn.Module, list[Change]]:
     """Return the network of `trial`, changed by its method, and what changed; untrained unless made of `original`."""
     model = original or build_model(trial.model, classes, image_size, width=trial.width, seed=trial.seed)
-    if trial.method == "baseline":
-        return model, []
-    return remove_spatial(
-        model, trial.method, None if trial.only else trial.k, image_size=image_size, only=trial.only,
-        strip=trial.strip, downsample=trial.downsample, shuffle=trial.shuffle, seed=trial.seed,
-        stem=stem_is_unit(trial.model),
-    )
+    return changed(model, trial, image_size)
 
 
 def count_units(trial: Trial, data: Images) -> int:
