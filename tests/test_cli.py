@@ -171,7 +171,7 @@ def test_a_count_that_differs_without_a_reason_fails_the_check(spaceless, monkey
         finding = None
 
     monkeypatch.setattr("spaceless.inspection.check_counts", lambda: [(Wrong(), 1, False)])
-    monkeypatch.setattr("spaceless.show.counts", lambda found, as_json: None)
+    monkeypatch.setattr("spaceless.show_paper.counts", lambda found, as_json: None)
     is_an_error(*spaceless("paper", "--check"), expected=1)
 
 

@@ -14,10 +14,10 @@ from spaceless.data.heldout import held_out
 from spaceless.data.readers import open_images
 from spaceless.errors import InputError
 from spaceless.evaluation import evaluate
+from spaceless.frame import frame
 from spaceless.models import build_model
 from spaceless.paired import unpacked
 from spaceless.report import csv_text, gather
-from spaceless.rows import frame
 from spaceless.run import Place, load_data, run_trial
 from spaceless.trial import RECIPES
 from tiny_studies import trial

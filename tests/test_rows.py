@@ -9,8 +9,9 @@ import pytest
 from made_outcomes import calibration, manifest, outcome, store
 from spaceless.errors import InputError
 from spaceless.findings import DASH, free_ks, panels, standard_error, verdicts
+from spaceless.frame import frame
 from spaceless.paper import experiment
-from spaceless.rows import Planned, frame, load, rows
+from spaceless.rows import Planned, load, rows
 from spaceless.store import Store
 from spaceless.tables import csv_lines, panel_table
 from spaceless.trial import RECIPES, Evaluation, Trial

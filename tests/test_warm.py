@@ -17,8 +17,9 @@ from spaceless.errors import InputError, Interrupted
 from spaceless.models import build_model
 from spaceless.reduction import candidates, fit
 from spaceless.run import Place, run_trial
+from spaceless.spec import make
 from spaceless.surgery import remove_spatial
-from spaceless.trial import Distillation, Start, Trial, make
+from spaceless.trial import Distillation, Start, Trial
 from spaceless.warm import load_original, warm_start
 from tiny_studies import BASE, RECIPE, trial
 

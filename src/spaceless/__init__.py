@@ -6,9 +6,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from spaceless.frame import frame as load
     from spaceless.rebuild import load_model
     from spaceless.report import figures
-    from spaceless.rows import frame as load
     from spaceless.surgery import remove_spatial
     from spaceless.units import find_units
 
@@ -18,7 +18,7 @@ __all__ = ["figures", "find_units", "load", "load_model", "remove_spatial"]
 _PLACES = {
     "figures": ("spaceless.report", "figures"),
     "find_units": ("spaceless.units", "find_units"),
-    "load": ("spaceless.rows", "frame"),
+    "load": ("spaceless.frame", "frame"),
     "load_model": ("spaceless.rebuild", "load_model"),
     "remove_spatial": ("spaceless.surgery", "remove_spatial"),
 }

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from spaceless.trial import Spec
+from spaceless.spec import Spec
 
 Objective = Literal["params", "latency", "macs"]
 

@@ -12,9 +12,10 @@ from spaceless.errors import InputError
 from spaceless.models import build_model, default_image_size, stem_is_unit, untrained
 from spaceless.paper import Count, counts
 from spaceless.receptive import unit_fields, unknown_operations
+from spaceless.spec import make
 from spaceless.surgery import remove_spatial
 from spaceless.tracing import trace
-from spaceless.trial import Change, ShuffleOptions, Trial, make
+from spaceless.trial import Change, ShuffleOptions, Trial
 from spaceless.units import units_of
 
 

@@ -15,7 +15,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from spaceless.errors import InputError, unknown_name
-from spaceless.trial import RECIPES, Augment, Downsample, Method, Recipe, ShuffleOptions, Spec, Trial, make, parse
+from spaceless.spec import Spec, make, parse
+from spaceless.trial import RECIPES, Augment, Downsample, Method, Recipe, ShuffleOptions, Trial
 
 _BOOK = Path(__file__).with_suffix(".toml")
 _MOST = 10_000  # trials of a study, and numbers of a list: "0-999999999" is a slip of the hand, and fills any memory

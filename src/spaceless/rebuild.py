@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from spaceless.errors import InputError
 from spaceless.models import build_model, stem_is_unit, untrained
+from spaceless.spec import Spec, make, parse
 from spaceless.store import OUTCOME, TRIAL, WEIGHTS, read_outcome, read_trial
 from spaceless.surgery import remove_spatial
 from spaceless.tracing import first_line
-from spaceless.trial import Change, Downsample, Method, Outcome, ShuffleOptions, Spec, Trial, make, parse
+from spaceless.trial import Change, Downsample, Method, Outcome, ShuffleOptions, Trial
 
 SURGERY = "surgery.json"
 _LARGEST = 1 << 24  # bytes of surgery.json: 65,536 class names of 200 letters fit

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from spaceless.atomic import atomic_write
 from spaceless.errors import DamagedError, InputError
-from spaceless.trial import Spec, parse
+from spaceless.spec import Spec, parse
 
 _S = TypeVar("_S", bound=Spec)
 

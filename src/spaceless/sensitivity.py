@@ -8,7 +8,8 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from spaceless.errors import InputError
-from spaceless.trial import Percent, Spec
+from spaceless.spec import Spec
+from spaceless.trial import Percent
 
 PROFILES = "profiles"  # the folder of these records within the folder of their trial
 Passes = Annotated[tuple[Percent, ...], Field(min_length=1)]

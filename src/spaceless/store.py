@@ -12,7 +12,8 @@ from spaceless.checkpoint import discard
 from spaceless.errors import DamagedError, InputError
 from spaceless.records import read, read_edited, write
 from spaceless.sensitivity import PROFILES, Sensitivity
-from spaceless.trial import Evaluation, Outcome, Spec, Trial
+from spaceless.spec import Spec
+from spaceless.trial import Evaluation, Outcome, Trial
 
 OUTCOME, TRIAL, WEIGHTS = "outcome.json", "trial.json", "model.safetensors"
 

@@ -12,7 +12,7 @@ from spaceless.data.controls import TEST_IMAGES, TRAIN_IMAGES, is_control
 from spaceless.data.find import find
 from spaceless.errors import DataError, unknown_name
 from spaceless.paper import PRESETS, Planned, Scale, experiment, experiments, load_study
-from spaceless.trial import make
+from spaceless.spec import make
 
 STAND_IN = "texture"  # made by code, so always here
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 import statistics
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from spaceless.errors import InputError, unknown_name
+from spaceless.spec import Spec
 
 Method = Literal["baseline", "shuffle", "gap_fc", "conv1x1", "channel_shuffle", "strip"]
 Downsample = Literal["avg", "max", "stride"]
@@ -27,15 +28,6 @@ PAPER_MODELS = ("vgg16", "resnet50", "resnet152", "mobilenet_v2", "squeezenet1_0
 MODEL_PREFIXES = ("torchvision:", "timm:", "chain:")
 Percent = Annotated[float, Field(ge=0, le=100)]  # an accuracy; means of numbers near the largest float overflow
 SPECIFICATION = 1  # goes into every identity: raise it when the same specification begins to mean something else
-
-
-class Spec(BaseModel):
-    """A frozen record that refuses fields it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-_S = TypeVar("_S", bound=Spec)
 
 
 class Recipe(Spec):
@@ -313,7 +305,7 @@ class Outcome(Spec):
     precision: str | None = None
     weights_sha256: str | None = None
     notes: tuple[str, ...] = ()
-    versions: dict[str, str] = {}
+    versions: dict[str, str] = Field(default_factory=dict)
     hardware: str = ""
     threads: int | None = None
     processes: int = 1
@@ -325,29 +317,3 @@ class Outcome(Spec):
         """Mean top-1 accuracy in percent under the scheme the network was trained with."""
         matched = [e for e in self.evaluations if e.shuffle_last is None]
         return matched[0].mean if matched else None
-
-
-def parse(kind: type[_S], text: str, what: str) -> _S:
-    """Return the record of `kind` in the JSON `text`, or raise InputError naming `what` and the first bad field."""
-    try:
-        return kind.model_validate_json(text)
-    except ValidationError as error:
-        raise _first_problem(error, what) from None
-
-
-def make(kind: type[_S], what: str, **fields: Any) -> _S:
-    """Return `kind(**fields)`, or raise InputError naming `what` and the first bad field."""
-    try:
-        return kind(**fields)
-    except ValidationError as error:
-        raise _first_problem(error, what) from None
-
-
-def _first_problem(error: ValidationError, what: str) -> InputError:
-    first = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in first["loc"])
-    return InputError(
-        f"{what}{': ' if place else ''}{place}", found=repr(first.get("input"))[:80],
-        expected=first["msg"].removeprefix("Input should be "),
-        cure="correct this field",
-    )

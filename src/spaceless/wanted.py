@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from spaceless.errors import InputError, unknown_name
-from spaceless.trial import Augment, Distillation, Downsample, Precision, Recipe, Reduction, Start, Trial, make
+from spaceless.spec import make
+from spaceless.trial import Augment, Distillation, Downsample, Precision, Recipe, Reduction, Start, Trial
 
 if TYPE_CHECKING:
     from spaceless.compress import Question

@@ -17,9 +17,10 @@ from spaceless.errors import InputError
 from spaceless.evaluation import evaluate
 from spaceless.retest import open_trial
 from spaceless.run import Place, choose_device, choose_precision, load_data
+from spaceless.spec import Spec
 from spaceless.tracing import example_input
 from spaceless.training import States, train
-from spaceless.trial import Evaluation, Outcome, Recipe, Spec
+from spaceless.trial import Evaluation, Outcome, Recipe
 
 PACKAGE = "torch_pruning"
 KINDS = {"uniform": "the same share of the channels in every layer", "global": "the least channels of all layers"}

@@ -30,22 +30,22 @@ def paper(experiment: str | None = None, *, check: bool = False, as_json: Json =
         Build every network whose parameter count the paper prints and compare.
 
     """
-    from spaceless import show
+    from spaceless import show_paper
 
     if check:
         from spaceless.inspection import check_counts
 
         found = check_counts()
-        show.counts(found, as_json)
+        show_paper.counts(found, as_json)
         if not all(agrees or count.finding for count, _, agrees in found):
             raise SpacelessError(
                 "paper --check", found="counts that differ without a known reason", expected="the paper's counts",
                 cure="see the rows marked differs",
             )
     elif experiment is None:
-        show.experiments_list(as_json)
+        show_paper.experiments_list(as_json)
     else:
-        show.one_experiment(experiment, as_json)
+        show_paper.one_experiment(experiment, as_json)
 
 
 @app.command

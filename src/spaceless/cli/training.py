@@ -125,8 +125,9 @@ def train(
     from spaceless import show
     from spaceless.errors import unknown_name
     from spaceless.paper import Planned
+    from spaceless.spec import make
     from spaceless.studies import Plan
-    from spaceless.trial import RECIPES, Recipe, ShuffleOptions, Trial, make
+    from spaceless.trial import RECIPES, Recipe, ShuffleOptions, Trial
 
     if (per_image or shared or fixed or patch != 1) and method != "shuffle":
         raise InputError("shuffle options", found=f"method {method}", expected="shuffle", cure="leave them out")
