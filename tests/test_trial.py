@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from spaceless.errors import InputError
+from spaceless.spec import make
 from spaceless.trial import (
     METHODS,
     RECIPES,
@@ -20,7 +21,6 @@ from spaceless.trial import (
     Recipe,
     ShuffleOptions,
     Trial,
-    make,
     parse,
 )
 
