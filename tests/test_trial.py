@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from spaceless.errors import InputError
-from spaceless.spec import make
+from spaceless.spec import make, parse
 from spaceless.trial import (
     METHODS,
     RECIPES,
@@ -21,7 +21,6 @@ from spaceless.trial import (
     Recipe,
     ShuffleOptions,
     Trial,
-    parse,
 )
 
 BASE = {"model": "vgg16", "data": "cifar100"}
