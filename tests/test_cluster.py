@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 
@@ -76,6 +77,22 @@ def test_without_ray_its_installation_is_the_cure(tmp_path, small, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(InputError, match=r"pip install 'spaceless\[ray\]'"):
         run_study(small, Place(tmp_path, device="cpu"), cluster=Cluster("local"))
+
+
+@pytest.mark.parametrize(("kept", "given", "mode"), [
+    (True, {}, "token"), (False, {}, None), (False, {"RAY_AUTH_TOKEN": "t"}, "token"),
+    (False, {"RAY_AUTH_TOKEN_PATH": "p"}, "token"), (True, {"RAY_AUTH_MODE": "disabled"}, "disabled"),
+])
+def test_a_token_of_this_machine_is_shown_to_a_cluster_with_an_address(kept, given, mode, tmp_path, monkeypatch):
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in ({"HOME": str(tmp_path)} | given).items():
+        monkeypatch.setenv(name, value)
+    if kept:
+        (tmp_path / ".ray").mkdir()
+        (tmp_path / ".ray" / "auth_token").write_text("t")
+    cluster_room._offer_token()
+    assert os.environ.get("RAY_AUTH_MODE") == mode
 
 
 def test_an_attempt_speaks_and_listens_no_more_than_once_a_second(monkeypatch):

@@ -22,6 +22,7 @@ from spaceless.run import Place
 from spaceless.studies import Plan
 
 _LISTENING = 10.0  # seconds in which a cluster has to answer
+_JOINING = 30.0  # seconds in which a machine that is large enough has to have joined
 _EVERY = 1.0  # seconds between an attempt's words with the one that gave it out
 
 
@@ -51,6 +52,9 @@ def on_cluster(cluster: Cluster, plan: Plan, place: Place, tell: Tell, *, thread
         InputError: Ray is not installed, no cluster answers there, or it can never run such a trial.
 
     """
+    local = cluster.address == "local"
+    if not local:
+        _offer_token()
     try:
         import ray
     except ImportError as error:
@@ -59,7 +63,6 @@ def on_cluster(cluster: Cluster, plan: Plan, place: Place, tell: Tell, *, thread
     if cluster.processes < 1 or (cluster.gpus is not None and cluster.gpus < 0):
         what = ("--processes", cluster.processes, 1) if cluster.processes < 1 else ("--gpus", cluster.gpus, 0)
         raise InputError(what[0], found=what[1], expected=f"at least {what[2]}", cure="leave it out")
-    local = cluster.address == "local"
     _answering(cluster.address)
     try:
         # The address "local" is Ray's own word for a cluster that lives as long as we do.
@@ -71,14 +74,36 @@ def on_cluster(cluster: Cluster, plan: Plan, place: Place, tell: Tell, *, thread
         there = ray.cluster_resources()
         gpus = cluster.gpus if cluster.gpus is not None else float(there.get("GPU", 0) > 0)
         for kind, needed in (("CPU", threads), ("GPU", gpus)):
-            largest = max(node["Resources"].get(kind, 0) for node in ray.nodes() if node["Alive"])
-            if needed > largest:
+            if needed > (largest := _largest(kind, needed, 0 if local else _JOINING)):
                 raise InputError(
                     "--ray", found=f"{largest:g} {kind}s on its largest machine",
                     expected=f"at least {needed:g} for each process", cure="lower --threads or --gpus")
         yield OnCluster(replace(cluster, gpus=gpus), plan, replace(place, out=place.out.resolve()), tell, threads)
     finally:
         ray.shutdown()
+
+
+def _largest(kind: str, needed: float, patience: float) -> float:
+    """Return the most of a resource that one machine has, as soon as that is enough or patience has run out."""
+    import ray
+
+    end = time.monotonic() + patience
+    while True:
+        largest = max((node["Resources"].get(kind, 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
+        if largest >= needed or time.monotonic() >= end:
+            return float(largest)
+        time.sleep(0.5)
+
+
+def _offer_token() -> None:
+    """Let Ray show the token of this machine, if it has one: given an address, it does not look for one by itself.
+
+    `ray start` asks for a token wherever it finds one, and from 2.59 on every cluster of `ray.init` leaves one. Ray
+    reads the mode when it is imported. A cluster that asks for no token does not mind being shown one.
+    """
+    kept = (Path.home() / ".ray" / "auth_token").is_file()
+    if kept or os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def _answering(address: str) -> None:
@@ -97,7 +122,8 @@ def _no_cluster(address: str, error: Exception) -> InputError:
     return InputError(
         "--ray", found=f"no cluster at {address} ({str(error).splitlines()[0][:120]})",
         expected="the address of a running cluster, auto, or local",
-        cure="start one (`ray start --head`) or use --ray local")
+        cure="start one (`ray start --head`) or use --ray local; one that asks for a token has to find its own in "
+        "~/.ray/auth_token here")
 
 
 class OnCluster:
@@ -106,9 +132,12 @@ class OnCluster:
     def __init__(self, cluster: Cluster, plan: Plan, place: Place, tell: Tell, threads: int) -> None:
         """Start the actor that carries news; made by `on_cluster`."""
         import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         self.cluster, self.plan, self.place, self.tell, self.threads = cluster, plan, place, tell, threads
-        self.news = ray.remote(_News).options(num_cpus=0).remote()
+        # On our own machine: anywhere else it would go down with that one, and the study with it.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self.news = ray.remote(_News).options(num_cpus=0, scheduling_strategy=here).remote()
         self.running: dict[Any, int] = {}  # the number of each task's trial
         self.interrupted = False
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from types import TracebackType
@@ -74,6 +75,7 @@ class Processes:
         # Not a daemon, which may have no processes of its own to decode images.
         process = context.Process(
             target=_work, args=(self.plan, self.place, theirs, self.threads, self.jobs, os.getpid()))
+        resource_tracker.ensure_running()  # its start, within that of the first worker, would unblock SIGINT
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: no Ctrl-C tears its imports apart
         try:
             process.start()

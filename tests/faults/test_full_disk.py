@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from contextlib import suppress
 
 import pytest
@@ -48,7 +49,7 @@ def _in_place(path, content):
 
 def test_half_files_are_found_out(monkeypatch):
     monkeypatch.setattr(checkpoint, "atomic_write", _in_place)
-    found = measure()
+    found = measure(6)  # not every write is one of a state
     assert found["counts"]["corrupt files"] > 0
     assert len(found["failing"]) >= found["counts"]["corrupt files"]
 
@@ -71,6 +72,8 @@ def test_a_study_that_does_not_complete_is_found_out(monkeypatch):
 
     def leaving_a_lock(root, number):
         said = usual(root, number)
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
         (root / FOUR[3].id).mkdir(exist_ok=True)
         (root / FOUR[3].id / "trial.json").write_text(FOUR[2].model_dump_json())
         return said

@@ -78,6 +78,17 @@ def test_the_page_says_what_broke(monkeypatch):
         faults.run(quiet, ["kill"])
 
 
+def test_a_room_that_ends_in_an_error_costs_the_others_nothing(monkeypatch):
+    def broken(progress):
+        raise RuntimeError("no head\ncame up")
+
+    monkeypatch.setattr(kills, "run", broken)
+    monkeypatch.setattr(interruptions, "run", lambda progress: {"what": "w", "counts": {"signals": 3}, "failing": []})
+    content = faults.run(quiet, ["kills", "interruptions"])
+    assert content["summary"]["failing"] == ["kills: ended by RuntimeError: no head came up"]
+    assert [each["counts"] for each in content["faults"]] == [{}, {"signals": 3}]
+
+
 def test_two_commands_on_one_folder_share_its_trials(tmp_path):
     for process in [tiny.start(tmp_path, "--epochs", "15") for _ in range(2)]:
         process.communicate(timeout=240)

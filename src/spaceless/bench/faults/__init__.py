@@ -27,7 +27,11 @@ def run(progress: Callable[[str], None], chosen: Sequence[str] = ()) -> dict[str
     for name in chosen or ROOMS:
         room = import_module(f"{__name__}.{name}")
         begun = time.perf_counter()
-        result = room.run(lambda text, name=name: progress(f"{name}: {text}"))
+        try:
+            result = room.run(lambda text, name=name: progress(f"{name}: {text}"))
+        except Exception as error:  # what the other rooms have found is not lost with this one
+            told = f"ended by {type(error).__name__}: {' '.join(str(error).split())[:500]}"
+            result = {"what": "It did not come to its end.", "counts": {}, "failing": [told]}
         found.append({"name": name, "title": room.TITLE, "seconds": round(time.perf_counter() - begun, 1), **result})
         progress(f"{name}: {'; '.join(result['failing']) or 'nothing broke'}")
     failing = [f"{each['name']}: {text}" for each in found for text in each["failing"]]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,10 @@ def run(
         alone, together = Path(folder, "alone"), Path(folder, "together")
         _ended(start(alone, *size))
         progress(f"{trials} trials run by one process")
-        with cluster() as (address, workers):
-            process = start(together, *size, "--ray", address)
+        # Its own token, whatever is on this machine: with a token in the user's folder Ray's commands do not agree.
+        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        with cluster(token) as (address, workers):
+            process = start(together, *size, "--ray", address, variables=token)
             killed_at = _wait(process, together, trials // 3)
             os.killpg(workers[0].pid, signal.SIGKILL)
             progress(f"a worker killed with {killed_at} of {trials} trials finished")
@@ -55,8 +58,13 @@ def run(
 
 
 @contextmanager
-def cluster(workers: int = 2) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
-    """Start a head and workers on this machine by `ray start`; give the address and the workers' process groups."""
+def cluster(
+    variables: Mapping[str, str], workers: int = 2,
+) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
+    """Start a head and workers on this machine by `ray start`; give the address and the workers' process groups.
+
+    `variables` are added to their environment.
+    """
     ray = str(Path(sys.executable).with_name("ray"))
     port = _free_port()
     address = f"127.0.0.1:{port}"
@@ -66,12 +74,13 @@ def cluster(workers: int = 2) -> Iterator[tuple[str, list[subprocess.Popen[bytes
         member = [f"--address={address}", "--num-cpus=1"]
         started: list[subprocess.Popen[bytes]] = []
         try:
-            for role in (head, *[member] * workers):
-                started.append(subprocess.Popen(  # noqa: S603
-                    [ray, "start", *role, *words], start_new_session=True, stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"}))
-                if role is head:
-                    _answers(port)
+            for number, role in enumerate((head, *[member] * workers)):
+                said = Path(notes, f"start-{number}.txt")
+                with said.open("w") as file:
+                    started.append(subprocess.Popen(  # noqa: S603
+                        [ray, "start", *role, *words], start_new_session=True, stdout=file, stderr=file,
+                        env=os.environ | {"OMP_NUM_THREADS": "1"} | dict(variables)))
+                _up(started[-1], said)  # several that start at once on one machine can block one another
             yield address, started[1:]
         finally:
             for process in reversed(started):
@@ -86,13 +95,13 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _answers(port: int) -> None:
+def _up(process: subprocess.Popen[bytes], said: Path) -> None:
+    """Wait until `ray start`, which writes to `said`, has started."""
     end = time.monotonic() + _PATIENCE
-    while time.monotonic() < end:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-            return
-        time.sleep(0.2)
-    raise RuntimeError("no head of a Ray cluster came up")
+    while "Ray runtime started" not in (text := said.read_text(encoding="utf-8")):
+        if process.poll() is not None or time.monotonic() > end:
+            raise RuntimeError(f"`ray start` came to: {text[-500:]}")
+        time.sleep(0.1)
 
 
 def _wait(process: subprocess.Popen[str], out: Path, count: int) -> int:

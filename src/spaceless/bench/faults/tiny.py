@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +57,15 @@ def fingerprints(out: Path) -> dict[str, str]:
     return {name: fingerprint(outcome) for name, outcome in outcomes(out).items()}
 
 
-def start(out: Path, *words: str) -> subprocess.Popen[str]:
-    """Start the study in a process group of its own; one line, `begun`, comes from it when its first trial begins."""
+def start(out: Path, *words: str, variables: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    """Start the study in a process group of its own; one line, `begun`, comes from it when its first trial begins.
+
+    `variables` are added to its environment.
+    """
     command = [sys.executable, "-m", "spaceless.bench.faults.tiny", str(out), *words]
     return subprocess.Popen(  # noqa: S603
         command, start_new_session=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env=os.environ | {"OMP_NUM_THREADS": "1"})
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | dict(variables or {}))
 
 
 def main(words: list[str] | None = None) -> None:
