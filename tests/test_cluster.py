@@ -95,6 +95,18 @@ def test_a_token_of_this_machine_is_shown_to_a_cluster_with_an_address(kept, giv
     assert os.environ.get("RAY_AUTH_MODE") == mode
 
 
+def test_machines_may_join_for_a_while(monkeypatch):
+    small = {"Resources": {"CPU": 1.0}, "Alive": True}
+    gone, large = {"Resources": {"CPU": 64.0}, "Alive": False}, {"Resources": {"CPU": 8.0}, "Alive": True}
+    seen = [[], [small, gone], [small, gone], [small, gone, large]]
+    monkeypatch.setattr(ray, "nodes", lambda: seen.pop(0) if len(seen) > 1 else seen[0])
+    monkeypatch.setattr(cluster_room.time, "sleep", lambda seconds: None)
+    assert cluster_room._largest("CPU", 4, 0) == 0
+    assert cluster_room._largest("CPU", 4, 60) == 8
+    assert cluster_room._largest("CPU", 16, 0) == 8
+    assert cluster_room._largest("GPU", 1, 0) == 0
+
+
 def test_an_attempt_speaks_and_listens_no_more_than_once_a_second(monkeypatch):
     class Actor:
         def __init__(self):

@@ -32,17 +32,18 @@ class Step(NamedTuple):
 
 
 class Reduced(NamedTuple):
-    """A network and numbers of last units that lose their spatial information."""
+    """A network, numbers of last units that lose their spatial information, and the precision."""
 
     network: Network
     ks: tuple[int, ...] = (5, 13)
+    precision: str = "auto"
 
 
 STEPS = (
     Step(VGG, "fp32"), Step(VGG, "bf16", Target(least=0.25, moonshot=0.4)), Step(QUARTER_VGG, "fp32"),
     Step(QUARTER_VGG, "bf16"), Step(RESNET, "auto"),
 )
-REDUCED = (Reduced(VGG), Reduced(QUARTER_VGG))
+REDUCED = (Reduced(VGG, precision="fp32"), Reduced(VGG, precision="bf16"), Reduced(QUARTER_VGG))
 METHODS = ("gap_fc", "conv1x1")
 PROMISE = Target(least=0.75)  # of what the multiply-adds say: within 25 %
 
@@ -59,17 +60,21 @@ def run(
         progress(f"matrix product, {precision}: {peaks[precision]['flops'] / 1e9:,.0f} GFLOP/s")
     found = []
     for step in steps:
-        precision = precisions()[-1] if step.precision == "auto" else step.precision
-        if precision in precisions():
+        if (precision := _precision(step)) in precisions():
             found.append(_share(step, precision, peaks[precision]["flops"], seconds, batch))
             progress(line(found[-1]))
     for case in reduced:
-        found.append(_reduced(case, seconds, batch))
-        progress(line(found[-1]))
+        if (precision := _precision(case)) in precisions():
+            found.append(_reduced(case, precision, seconds, batch))
+            progress(line(found[-1]))
     return {
         "what": _WHAT, "seconds": seconds, "batch": batch, "unit": "seconds per step", "memory_kept": kept,
         "peaks": peaks, "measurements": found,
     }
+
+
+def _precision(case: Step | Reduced) -> str:
+    return precisions()[-1] if case.precision == "auto" else case.precision
 
 
 def peak(precision: str, sides: Sequence[int], seconds: float) -> dict[str, Any]:
@@ -110,8 +115,7 @@ def _share(step: Step, precision: str, flops: float, seconds: float, batch: int)
     )
 
 
-def _reduced(case: Reduced, seconds: float, batch: int) -> dict[str, Any]:
-    precision = precisions()[-1]
+def _reduced(case: Reduced, precision: str, seconds: float, batch: int) -> dict[str, Any]:
     recipe = RECIPE.model_copy(update={"batch_size": batch})
     models = {"K = 0": case.network.build()}
     models |= {f"{method} K = {k}": case.network.build(method, k) for method in METHODS for k in case.ks}
