@@ -305,7 +305,11 @@ def test_floor_counts_three_passes_of_two_operations():
     assert step["figures"][0]["lower"] >= min(shares) * 0.999
     assert step["figures"][0]["upper"] <= max(shares) * 1.001
     assert [each["of"] for each in reduced["figures"]] == [
-        f"speed-up / promised, {method} K = {k}" for method in ("gap_fc", "conv1x1") for k in (1, 2)]
+        f"{what}, {method} K = {k}" for method in ("gap_fc", "conv1x1") for k in (1, 2)
+        for what in ("speed-up / promised", "moving the maps / promised time")]
+    moved = 13 * cost(TINY.build("conv1x1", 2), 16).activations * 8 * 4 / record["peaks"]["fp32"]["copied"]
+    promised = [each * reduced["macs"]["conv1x1 K = 2"] / macs for each in reduced["times"]["K = 0"]]
+    assert moved / max(promised) * 0.999 <= reduced["figures"][-1]["median"] <= moved / min(promised) * 1.001
     assert reduced["figures"][0]["promised"] == pytest.approx(macs / reduced["macs"]["gap_fc K = 1"], abs=1e-3)
     assert "| fp32 | " in floor.markdown(record)
     if not torch.cuda.is_available():

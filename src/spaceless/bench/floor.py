@@ -21,6 +21,10 @@ SECONDS = 5.0
 SIDES = (1024, 2048, 4096)  # of the squares that are multiplied
 MOST_REPEATS = 100  # of each
 PASSES, FLOPS_PER_MAC = 3, 2  # forward, and backward to the inputs and to the weights
+MOVED = 16 << 20  # numbers that are copied to measure the bandwidth
+# How often every number that a convolution puts out passes through memory in one step: normalisation reads it twice and
+# writes it once, and backwards reads map and gradient twice and writes once; ReLU reads and writes, backwards 2 and 1.
+TRIPS = 3 + 5 + 2 + 3
 
 
 class Step(NamedTuple):
@@ -56,7 +60,7 @@ def run(
     kept = keep_memory()
     peaks = {}
     for precision in precisions():
-        peaks[precision] = peak(precision, sides, seconds)
+        peaks[precision] = peak(precision, sides, seconds) | {"copied": bandwidth(precision, seconds)}
         progress(f"matrix product, {precision}: {peaks[precision]['flops'] / 1e9:,.0f} GFLOP/s")
     found = []
     for step in steps:
@@ -65,7 +69,7 @@ def run(
             progress(line(found[-1]))
     for case in reduced:
         if (precision := _precision(case)) in precisions():
-            found.append(_reduced(case, precision, seconds, batch))
+            found.append(_reduced(case, precision, peaks[precision]["copied"], seconds, batch))
             progress(line(found[-1]))
     return {
         "what": _WHAT, "seconds": seconds, "batch": batch, "unit": "seconds per step", "memory_kept": kept,
@@ -96,6 +100,18 @@ def peak(precision: str, sides: Sequence[int], seconds: float) -> dict[str, Any]
     return best | {"times": times}
 
 
+def bandwidth(precision: str, seconds: float, count: int = MOVED) -> float:
+    """Return the most bytes per second, read and written, of a copy of `count` numbers."""
+    one = torch.ones(count, device=device(), dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+    other = torch.empty_like(one)
+    copy = timed(lambda: other.copy_(one))
+    copy()
+    taken, end = [copy()], now() + seconds / 10
+    while time.perf_counter() < end and len(taken) < MOST_REPEATS:
+        taken.append(copy())
+    return float(f"{2 * one.numel() * one.element_size() / min(taken):.6g}")
+
+
 def step_flops(macs: int, batch: int) -> int:
     """Return the floating-point operations of a training step on a network of `macs` multiply-adds for an image."""
     return macs * PASSES * FLOPS_PER_MAC * batch
@@ -115,11 +131,12 @@ def _share(step: Step, precision: str, flops: float, seconds: float, batch: int)
     )
 
 
-def _reduced(case: Reduced, precision: str, seconds: float, batch: int) -> dict[str, Any]:
+def _reduced(case: Reduced, precision: str, copied: float, seconds: float, batch: int) -> dict[str, Any]:
     recipe = RECIPE.model_copy(update={"batch_size": batch})
     models = {"K = 0": case.network.build()}
     models |= {f"{method} K = {k}": case.network.build(method, k) for method in METHODS for k in case.ks}
-    macs = {name: cost(model, case.network.size).macs for name, model in models.items()}
+    costs = {name: cost(model, case.network.size) for name, model in models.items()}
+    macs = {name: each.macs for name, each in costs.items()}
     times = interleaved({
         name: training_steps(model, precision, recipe=recipe, size=case.network.size) for name, model in models.items()
     }, seconds, warm_up=0)
@@ -127,6 +144,9 @@ def _reduced(case: Reduced, precision: str, seconds: float, batch: int) -> dict[
     for name in list(models)[1:]:
         found = ratio(times, "K = 0", name, PROMISE, macs[name] / macs["K = 0"])
         figures.append(found | {"of": f"speed-up / promised, {name}", "promised": round(macs["K = 0"] / macs[name], 3)})
+        moved = TRIPS * costs[name].activations * batch * (2 if precision == "bf16" else 4) / copied
+        figures.append(figure(f"moving the maps / promised time, {name}", [
+            moved / (macs[name] / macs["K = 0"]) / each for each in times["K = 0"]]))
     return measurement(
         f"{case.network.label}, {precision}", times, figures, macs=macs, precision=precision,
         image_size=case.network.size,
@@ -137,8 +157,9 @@ def _reduced(case: Reduced, precision: str, seconds: float, batch: int) -> dict[
 
 def markdown(record: dict[str, Any]) -> str:
     """Return the page of a record."""
-    peaks = ["| precision | best matrix product, GFLOP/s | of squares of side |", "|---|---|---|"]
-    peaks += [f"| {name} | {each['flops'] / 1e9:,.0f} | {each['side']} |" for name, each in record["peaks"].items()]
+    peaks = ["| precision | best matrix product, GFLOP/s | of squares of side | copy, GB/s |", "|---|---|---|---|"]
+    peaks += [f"| {name} | {each['flops'] / 1e9:,.0f} | {each['side']} | {each['copied'] / 1e9:.1f} |"
+              for name, each in record["peaks"].items()]
     return page(record, "How near to the machine's peak", made_by(record), peaks, table(record["measurements"]),
                 parts_room.table(record["measurements"]))
 
@@ -147,5 +168,8 @@ _WHAT = """\
 The peak is the best of many `torch.mm` of large squares. A training step (`spaceless.training.train`, input and
 optimiser included) is counted as three times the network's multiply-adds for every image, two operations each.
 "Speed-up / promised": how many times faster the step is than that of the unchanged network, divided by how many times
-fewer its multiply-adds are; 1 is as fast as they promise. What keeps a step from it shows the last table: the shares
+fewer its multiply-adds are; 1 is as fast as they promise. "Moving the maps / promised time": what normalisation and
+ReLU alone would take if they did nothing but pass every number that a convolution puts out 13 times through memory, as
+layer by layer they must, at the measured speed of a copy, as a share of the time that the multiply-adds promise: a sum
+of that and the products above 1.33 cannot keep the promise within 25 %, whoever computes it. What keeps a step from it shows the last table: the shares
 of its time, by kinds of operations, from PyTorch's profiler; only the first kind is what multiply-adds count."""

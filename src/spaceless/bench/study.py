@@ -23,7 +23,7 @@ from spaceless.run import build, choose_precision, load_data
 from spaceless.studies import Plan, plan_study
 from spaceless.training import train
 
-SECONDS = 20.0  # of training in a study; a study that trains for longer has less beside it
+SECONDS = 120.0  # of training in a study; a study that trains for longer has less beside it
 INPUT_STEPS = 20
 STARTS: tuple[tuple[tuple[str, ...], Target], ...] = (
     (("--help",), Target(most=0.5)), (("inspect", "vgg16"), Target(most=4.0)),
