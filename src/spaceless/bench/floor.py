@@ -170,6 +170,6 @@ optimiser included) is counted as three times the network's multiply-adds for ev
 "Speed-up / promised": how many times faster the step is than that of the unchanged network, divided by how many times
 fewer its multiply-adds are; 1 is as fast as they promise. "Moving the maps / promised time": what normalisation and
 ReLU alone would take if they did nothing but pass every number that a convolution puts out 13 times through memory, as
-layer by layer they must, at the measured speed of a copy, as a share of the time that the multiply-adds promise: a sum
-of that and the products above 1.33 cannot keep the promise within 25 %, whoever computes it. What keeps a step from it shows the last table: the shares
-of its time, by kinds of operations, from PyTorch's profiler; only the first kind is what multiply-adds count."""
+layer by layer they must, at the measured speed of a copy, as a share of the time that the multiply-adds promise. What
+keeps a step from it shows the last table: the shares of its time, by kinds of operations, from PyTorch's profiler; only
+the first kind is what multiply-adds count."""
