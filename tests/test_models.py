@@ -28,6 +28,20 @@ def on_meta(name, classes=10, size=32, **options):
 # The paper's variants
 
 
+def test_what_is_done_to_a_network_does_not_come_back_with_the_next():
+    first = build_model("chain:4-M-8", 4, 20, seed=3)
+    weights = {name: value.clone() for name, value in first.state_dict().items()}
+    with torch.no_grad():
+        for value in first.parameters():
+            value.zero_()
+    again, other = build_model("chain:4-M-8", 4, 20, seed=3), build_model("chain:4-M-8", 4, 20, seed=4)
+    assert all(torch.equal(weights[name], value) for name, value in again.state_dict().items())
+    assert not torch.equal(next(again.parameters()), next(other.parameters()))
+    with torch.device("meta"):
+        assert next(build_model("chain:4-M-8", 4, 20, seed=3).parameters()).is_meta
+    assert not next(build_model("chain:4-M-8", 4, 20, seed=3).parameters()).is_meta
+
+
 def test_vgg16_has_batch_normalisation_and_the_head_of_section_3_2():
     model = on_meta("vgg16", 100)
     kinds = [type(layer) for layer in model.features]

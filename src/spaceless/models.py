@@ -5,9 +5,11 @@ Nothing here rewrites an architecture: the variants replace single modules, and 
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from difflib import get_close_matches
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -65,6 +67,19 @@ def build_model(name: str, classes: int, image_size: int, *, width: float = 1.0,
         InputError: Unknown name, or a width that does not leave whole channels.
 
     """
+    made = (name, classes, image_size, width, seed)
+    try:
+        return copy.deepcopy(_kept(*made, str(torch.get_default_device())))
+    except (RuntimeError, TypeError, NotImplementedError):  # one that cannot be copied
+        return _built(*made)
+
+
+@lru_cache(maxsize=2)  # the trials of a study begin from the same weights; one of shapes only, and one with weights
+def _kept(name: str, classes: int, image_size: int, width: float, seed: int, _device: str) -> nn.Module:
+    return _built(name, classes, image_size, width, seed)
+
+
+def _built(name: str, classes: int, image_size: int, width: float, seed: int) -> nn.Module:
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
