@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from spaceless.bench import costs, evaluate, faults, floor, networks, receptive_fields, shuffle, train
+from spaceless.bench import costs, evaluate, faults, floor, networks, receptive_fields, shuffle, study, train
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
     "networks": networks, "costs": costs, "receptive-fields": receptive_fields, "evaluate": evaluate,
-    "faults": faults, "floor": floor, "shuffle": shuffle, "train": train,
+    "faults": faults, "floor": floor, "shuffle": shuffle, "study": study, "train": train,
 }
 
 

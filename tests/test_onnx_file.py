@@ -32,7 +32,6 @@ CPU = torch.device("cpu")
 NETWORKS = {
     "vgg16 conv1x1": {"model": "vgg16", "width": 0.125, "method": "conv1x1", "k": 5},
     "vgg16 gap_fc": {"model": "vgg16", "width": 0.125, "method": "gap_fc", "k": 5},
-    "resnet50 conv1x1": {"model": "resnet50", "width": 0.125, "method": "conv1x1", "k": 5},
     "resnet50 gap_fc": {"model": "resnet50", "width": 0.125, "method": "gap_fc", "k": 5},
     "mobilenet_v2 conv1x1": {"model": "mobilenet_v2", "method": "conv1x1", "k": 5},
 }

@@ -38,19 +38,19 @@ DEADLY = (broken_readers.eats_memory, broken_readers.kills_its_process, broken_r
 SMALL = Limits(memory=64 << 20, seconds=0.5)
 
 
-def test_a_few_hundred_damaged_sets_break_no_promise():
+def test_many_damaged_sets_break_no_promise():
     told: list[str] = []
-    found = mutations.run(told.append, mutations=300, jobs=2)
+    found = mutations.run(told.append, mutations=150, jobs=2)
     assert found["failing"] == []
     counts = found["counts"]
-    assert counts["mutations"] == 300
-    assert sum(counts[f"{form.name}: mutated"] for form in FORMS) == 300
+    assert counts["mutations"] == 150
+    assert sum(counts[f"{form.name}: mutated"] for form in FORMS) == 150
     assert all(counts[f"{form.name}: refused"] + counts[f"{form.name}: accepted"] == counts[f"{form.name}: mutated"]
                for form in FORMS)
-    assert sum(counts[f"{form.name}: refused"] for form in FORMS) > 150
-    assert sum(counts[f"{form.name}: accepted"] for form in FORMS) > 20
+    assert sum(counts[f"{form.name}: refused"] for form in FORMS) > 75
+    assert sum(counts[f"{form.name}: accepted"] for form in FORMS) > 10
     assert all(counts[fault] == 0 for fault in mutations.FAULTS)
-    assert told == ["300 of 300 damaged sets read, 0 broken promises"]
+    assert told == ["150 of 150 damaged sets read, 0 broken promises"]
 
 
 @pytest.fixture(scope="module")

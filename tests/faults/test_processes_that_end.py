@@ -18,7 +18,7 @@ def quiet(_):
 
 
 def test_a_killed_study_goes_on_to_the_same_weights_metrics_and_outcomes():
-    found = kills.run(quiet, kills=3, trials=2, epochs=40)
+    found = kills.run(quiet, kills=2, trials=2, epochs=30)
     assert found["failing"] == []
     assert found["counts"]["of these while the study ran"] >= 1
     assert found["counts"]["identical to the uninterrupted run"] == 2
