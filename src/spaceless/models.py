@@ -8,12 +8,14 @@ from __future__ import annotations
 import copy
 import math
 import re
+from contextlib import nullcontext
 from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from spaceless.errors import InputError, unknown_name
 from spaceless.imports import torchvision_models
@@ -81,10 +83,22 @@ def _kept(name: str, classes: int, image_size: int, width: float, seed: int, _de
 
 def _built(name: str, classes: int, image_size: int, width: float, seed: int) -> nn.Module:
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
+    shapes_only = torch.get_default_device().type == "meta"
+    with torch.random.fork_rng(devices=devices), _NoNumbers() if shapes_only else nullcontext():
         torch.manual_seed(seed)
         model = _construct(name, classes, image_size)
         return model if width == 1.0 else _scale_width(model, classes, width)
+
+
+class _NoNumbers(TorchFunctionMode):
+    """Draws nothing into tensors of shapes only, for which PyTorch would import its compiler and take half a second."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if function in (Tensor.normal_, Tensor.uniform_) and args[0].is_meta:
+            return args[0]
+        return function(*args, **(kwargs or {}))
 
 
 def untrained(name: str, classes: int, image_size: int, *, width: float = 1.0) -> nn.Module:
