@@ -96,9 +96,12 @@ class _NoNumbers(TorchFunctionMode):
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if function in (Tensor.normal_, Tensor.uniform_) and args[0].is_meta:
-            return args[0]
-        return function(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if function in (Tensor.normal_, Tensor.uniform_) or getattr(function, "__module__", "") == "torch.nn.init":
+            filled = args[0] if args else kwargs["tensor"]
+            if filled.is_meta:
+                return filled
+        return function(*args, **kwargs)
 
 
 def untrained(name: str, classes: int, image_size: int, *, width: float = 1.0) -> nn.Module:
