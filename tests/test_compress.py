@@ -161,6 +161,19 @@ def test_what_is_shown_of_a_search(searched, command, monkeypatch):
     assert "K = 2 of 4 units by GAP+FC" in out
 
 
+def test_an_export_that_fails_costs_the_search_nothing(searched, command, monkeypatch):
+    def broken(*_args, **_options):
+        raise SpacelessError("ONNX", found="nothing", expected="a file", cure="none")
+
+    monkeypatch.chdir(searched.parent)
+    monkeypatch.setattr("spaceless.export.export_run", broken)
+    before = record(searched)
+    (searched / "compress.json").unlink()
+    status, _, err = command(*words(out="runs"), "--export", "small")
+    assert (status, "ONNX: found nothing" in err) == (1, True)
+    assert record(searched) == before
+
+
 def test_json_is_one_document(searched, command, monkeypatch):
     monkeypatch.chdir(searched.parent)
     status, out, _ = command(*words(out="runs"), "--json")

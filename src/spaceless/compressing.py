@@ -58,10 +58,7 @@ def compress(
     _fetch(wanted, question, place)
     found = room.search(question, allowed, place, lambda plan: work.run(plan, place, workers, ()), command,
                         lambda text: out.print(text, markup=False))
-    network = chosen_run(place, found)
-    if network is not None and export is not None:
-        network = _export(network, export, place)
-    _finish(question, found, place, command, network, as_json)
+    _finish(question, found, place, command, export, as_json)
 
 
 def _export(network: Path, out: Path, place: Place) -> Path:
@@ -112,9 +109,9 @@ def _show_budget(question: Question, allowed: Budget, as_json: bool) -> None:
 
 
 def _finish(
-    question: Question, found: Compression, place: Place, command: str, network: Path | None, as_json: bool,
+    question: Question, found: Compression, place: Place, command: str, export: Path | None, as_json: bool,
 ) -> None:
-    """Write the record and the page of a search and show its answer, its table and where all of it lies."""
+    """Write record and page of a search, then its export, and show the answer, the table and where all of it lies."""
     from spaceless import records
     from spaceless.compress import NAME, plan
     from spaceless.console import table
@@ -128,6 +125,9 @@ def _finish(
     records.write(record, found.model_dump(mode="json"))
     page = place.out / f"{NAME}.html"
     write_report([place.out], html=page, study=NAME)
+    network = chosen_run(place, found)
+    if network is not None and export is not None:
+        network = _export(network, export, place)
     told = answers([place.out], NAME)
     if as_json:
         document: dict[str, Any] = found.model_dump(mode="json") | {

@@ -32,8 +32,9 @@ class _Deferred(ModuleType):
 def torchvision_models() -> Any:
     """Return `torchvision.models`.
 
-    `torchvision.ops.roi_align`, which classifiers do not use, takes one function from the compiler at import. That
-    would cost every start two seconds; here the compiler is imported when that function is called, if ever.
+    `torchvision.ops.roi_align`, which classifiers do not use, takes one function from the compiler at import, which
+    costs a second or two. Here the compiler is imported when that function is called, or when PyTorch itself first
+    wants it, as its optimisers do.
     """
     if _COMPILER in sys.modules or "torchvision" in sys.modules:
         return import_module("torchvision.models")

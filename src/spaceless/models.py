@@ -71,13 +71,15 @@ def build_model(name: str, classes: int, image_size: int, *, width: float = 1.0,
     """
     made = (name, classes, image_size, width, seed)
     try:
-        return copy.deepcopy(_kept(*made, str(torch.get_default_device())))
+        return copy.deepcopy(_kept(*made, str(torch.get_default_device()), torch.get_default_dtype()))
     except (RuntimeError, TypeError, NotImplementedError):  # one that cannot be copied
         return _built(*made)
 
 
 @lru_cache(maxsize=2)  # the trials of a study begin from the same weights; one of shapes only, and one with weights
-def _kept(name: str, classes: int, image_size: int, width: float, seed: int, _device: str) -> nn.Module:
+def _kept(
+    name: str, classes: int, image_size: int, width: float, seed: int, _device: str, _dtype: torch.dtype,
+) -> nn.Module:
     return _built(name, classes, image_size, width, seed)
 
 
