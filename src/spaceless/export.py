@@ -134,13 +134,13 @@ def check_export(out: Path, onnx: Path | None = None) -> None:
     """Raise InputError unless the packages are here and both places are free, or hold an earlier export."""
     require_packages()
     if out.exists() and not out.is_dir():
-        raise InputError(str(out), found="a file", expected="a folder, or nothing", cure="choose another --out")
+        raise InputError(str(out), found="a file", expected="a folder, or nothing", cure="choose another folder")
     Store(out).check()
     others = {path.name for path in out.iterdir()} if out.exists() else set()
     if others and (RECORD not in others or not others.issubset(FILES)):
         raise InputError(
             str(out), found=f"{sorted(others - set(FILES) or others)[0]} in it",
-            expected="no folder, an empty one or an earlier export", cure="choose another --out",
+            expected="no folder, an empty one or an earlier export", cure="choose another folder",
         )
     if onnx is not None:
         if onnx.is_dir():
@@ -165,7 +165,8 @@ def _staged(out: Path) -> Iterator[Path]:
             stage.mkdir(parents=True)
         except OSError as error:
             raise InputError(
-                str(out), found=error.strerror, expected="a folder that can be written to", cure="choose another --out",
+                str(out), found=error.strerror, expected="a folder that can be written to",
+                cure="choose another folder",
             ) from error
         yield stage
         if out.exists():
