@@ -217,7 +217,7 @@ def test_a_worker_speaks_json_and_a_failing_one_is_named(monkeypatch):
     for failed in (subprocess.CompletedProcess([], 1, "", "once\nout of memory"),
                    subprocess.CompletedProcess([], 0, "no JSON", "out of memory")):
         monkeypatch.setattr(train.subprocess, "run", lambda *_, failed=failed, **__: failed)
-        with pytest.raises(SpacelessError, match=r"bench train ours chain:4-M-8 .* found out of memory"):
+        with pytest.raises(SpacelessError, match=r"training ours chain:4-M-8 .* found out of memory"):
             train._side("ours", case, SHORT)
 
 
@@ -293,7 +293,7 @@ def test_naive_passes_are_the_passes_of_ours():
 
 def test_floor_counts_three_passes_of_two_operations():
     assert floor.step_flops(macs=10, batch=4) == 10 * 4 * 6
-    steps = [floor.Step(TINY, "fp32", Target(least=1)), floor.Step(TINY, "bf16"), floor.Step(TINY, "auto")]
+    steps = [floor.Step(TINY, "fp32"), floor.Step(TINY, "bf16"), floor.Step(TINY, "auto")]
     record = headed("floor", "cmd", floor.run(SHORT, quiet, steps, [floor.Reduced(TINY, (1, 2))], (64,), batch=8))
     peak = record["peaks"]["fp32"]
     assert peak["side"] == 64

@@ -48,7 +48,7 @@ def whole_numbers(*shape, seed=0, dtype=torch.float64):
 def some_permutation(rows, shape, seed=0):
     n, c, h, w = shape
     lead = ROWS[rows](n, c)
-    return draw_permutations(torch.Size(lead).numel(), h * w, seed).view(*lead, h * w)
+    return draw_permutations([(torch.Size(lead).numel(), seed)], h * w).view(*lead, h * w)
 
 
 # Permutations
@@ -57,17 +57,17 @@ def some_permutation(rows, shape, seed=0):
 @quick
 @given(rows=st.integers(1, 5), length=st.integers(1, 70), seed=seeds)
 def test_every_row_is_a_permutation(rows, length, seed):
-    drawn = draw_permutations(rows, length, seed)
+    drawn = draw_permutations([(rows, seed)], length)
     assert drawn.shape == (rows, length)
     assert drawn.dtype == torch.int64
     everything = torch.arange(length).expand(rows, length)
     assert torch.equal(drawn.sort(dim=1).values, everything)
-    assert torch.equal(draw_permutations(rows, length, seed), drawn)
+    assert torch.equal(draw_permutations([(rows, seed)], length), drawn)
 
 
 @pytest.mark.parametrize("length", [255, 256, 257, 4096, 50_176])
 def test_lengths_around_a_power_of_two(length):
-    assert torch.equal(draw_permutations(2, length, 1).sort(dim=1).values, torch.arange(length).expand(2, length))
+    assert torch.equal(draw_permutations([(2, 1)], length).sort(dim=1).values, torch.arange(length).expand(2, length))
 
 
 def chi_squared(cells, expected):
@@ -75,14 +75,14 @@ def chi_squared(cells, expected):
 
 
 def test_all_24_permutations_of_four_are_equally_likely():
-    drawn = draw_permutations(24_000, 4, seed=5)
+    drawn = draw_permutations([(24_000, 5)], 4)
     kinds = {each: number for number, each in enumerate(itertools.permutations(range(4)))}
     cells = torch.bincount(torch.tensor([kinds[tuple(row)] for row in drawn.tolist()]), minlength=24).double()
     assert chi_squared(cells, 1000.0) < 55  # 23 degrees of freedom: exceeded once in 5,000 times
 
 
 def test_two_rows_of_one_draw_are_independent():
-    drawn = draw_permutations(20_000, 5, seed=6).view(10_000, 2, 5)
+    drawn = draw_permutations([(20_000, 6)], 5).view(10_000, 2, 5)
     for place in range(5):
         cells = torch.bincount(drawn[:, 0, place] * 5 + drawn[:, 1, place], minlength=25).double()
         assert chi_squared(cells, 400.0) < 57  # 24 degrees of freedom
@@ -193,7 +193,7 @@ def test_views_are_read_as_they_are(view):
 @given(shape=shapes, seed=seeds)
 def test_channels_move_as_wholes(shape, seed):
     x = whole_numbers(*shape).requires_grad_()
-    order = draw_permutations(1, shape[1], seed)[0]
+    order = draw_permutations([(1, seed)], shape[1])[0]
     moved = permute_channels(x, order)
     assert torch.equal(moved, x[:, order])
     y = whole_numbers(*shape, seed=3)
@@ -254,7 +254,7 @@ def test_it_depends_on_nothing_but_seed_mode_layer_and_pass():
     other = Shuffle(seed=3, layer=2).eval()
     other(places(BIG))  # passes of evaluation do not move those of training
     assert torch.equal(shown(other.train(), BIG), first)
-    assert torch.equal(first[0], draw_permutations(4, 25, derive(3, "shuffle/train/2", 0)))
+    assert torch.equal(first[0], draw_permutations([(4, derive(3, "shuffle/train/2", 0))], 25))
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
@@ -312,7 +312,7 @@ def test_on_the_meta_device_there_are_shapes_only(options):
 def test_shuffle_conv_is_the_convolution_of_the_permuted_maps():
     conv = nn.Conv2d(3, 5, 3, stride=2, padding=1)
     x = torch.rand(2, 3, 6, 6, generator=generator(0, "test"))
-    permutation = draw_permutations(3, 36, derive(8, "shuffle/train/1", 0))
+    permutation = draw_permutations([(3, derive(8, "shuffle/train/1", 0))], 36)
     by_hand = x.flatten(2)[:, torch.arange(3)[:, None], permutation].view_as(x)
     assert torch.equal(ShuffleConv(Shuffle(8, 1), conv)(x), conv(by_hand))
 

@@ -30,7 +30,7 @@ Split = tuple[Callable[[Tensor], tuple[Tensor, ...]], Callable[..., Tensor]]
 
 def evaluate(
     model: nn.Module, data: Images, *, repeats: int = 1, shuffle_last: int | None = None, precision: str = "fp32",
-    batch_size: int = 256, split: bool = True, each: bool = False, stop: Callable[[], int | None] | None = None,
+    batch_size: int | None = None, split: bool = True, each: bool = False, stop: Callable[[], int | None] | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Evaluation:
     """Return the accuracy of `model` on the test images of `data`.
@@ -41,7 +41,7 @@ def evaluate(
         repeats: Passes over the test images, each with fresh permutations; 1 is enough for a deterministic network.
         shuffle_last: Only written into the result: the test scheme that `model` has been prepared for.
         precision: `fp32` or `bf16` (autocast).
-        batch_size: Images per forward pass.
+        batch_size: Images per forward pass; None is 256, and more of small images on a GPU.
         split: Compute the part in front of the first shuffle once. It changes the time, not the result.
         each: Write down which images were right, where there is a single pass.
         stop: Asked after every batch; a signal number ends the evaluation.
@@ -56,7 +56,9 @@ def evaluate(
     seek(model, 0, "eval")
     device = next(iter(model.parameters())).device
     prefix, tail = (_split_if_possible(model, data.image_size) if split and repeats > 1 else None) or (_whole, model)
-    counted = torch.zeros(repeats + 2, dtype=torch.int64)  # correct in each pass, among the best five, images
+    batch_size = batch_size or _batch_size(device, data.image_size)
+    # Correct in each pass, among the best five, images. A GPU is not waited for before the end.
+    counted = torch.zeros(repeats + 2, dtype=torch.int64, device=device)
     wide = min(5, data.classes)
     left_out = LeftOut(data.source, data.test_labels, data.class_names)
     right = torch.zeros(data.test_count if each and repeats == 1 else 0, dtype=torch.int64)
@@ -71,17 +73,17 @@ def evaluate(
                 passes = min(at_once, repeats - first)
                 with several(model, passes):
                     answers = tail(*(_copies(part, passes) for part in front))
-                best = ranked(answers, labels.repeat(passes), wide).view(passes, len(images), wide).cpu()
+                best = ranked(answers, labels.repeat(passes), wide).view(passes, len(images), wide)
                 counted[first:first + passes] += best[:, :, 0].sum(1)
-                counted[-2] += int(best.sum())
+                counted[-2] += best.sum()
                 if len(right):
-                    right[_numbers(number, batch_size, data.test_count, broken)] = best[0, :, 0].long()
+                    right[_numbers(number, batch_size, data.test_count, broken)] = best[0, :, 0].long().cpu()
             counted[-1] += len(images)
             if asked := highest(stop() or 0 if stop is not None else 0)[0]:
                 raise Interrupted(asked)
             if progress is not None:
                 progress(min(1.0, number * batch_size / data.test_count))
-    counted, right = total(counted), total(right) if len(right) else right
+    counted, right = total(counted.cpu()), total(right) if len(right) else right
     left_out.join(gathered(left_out.met.values()))
     seen = int(counted[-1])
     return Evaluation(
@@ -108,10 +110,15 @@ def _passes_at_once(front: tuple[Tensor, ...], images: int) -> int:
     if len(parts) < len(front) or any(part.dim() == 0 or len(part) != images for part in parts):
         return 1  # a number that was taken from the batch would be another one
     positions = max((part[0, 0].numel() for part in parts if part.dim() == 4), default=1)
-    return max(1, min(_MOST_PASSES, _NUMBERS // sum(part.numel() for part in parts))) if positions <= 64 else 1
+    numbers = _NUMBERS << 3 if parts[0].device.type == "cuda" else _NUMBERS
+    return max(1, min(_MOST_PASSES, numbers // sum(part.numel() for part in parts))) if positions <= 64 else 1
 
 
 _MOST_PASSES, _NUMBERS = 16, 1 << 23  # the second bounds the memory of what goes into the tail
+
+
+def _batch_size(device: torch.device, image_size: int) -> int:
+    return max(256, min(2048, (1 << 21) // image_size**2)) if device.type == "cuda" else 256
 
 
 def ranked(answers: Tensor, labels: Tensor, wide: int) -> Tensor:

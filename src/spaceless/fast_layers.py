@@ -66,7 +66,9 @@ def fast_layers(model: nn.Module) -> Iterator[None]:
     Only layers of exactly PyTorch's classes are concerned. Whether the fast way is taken is decided in each pass, by
     the type and size of what comes in; dropout draws other numbers, from the same distribution.
     """
-    changed = [(module, type(module), kind) for module in model.modules() if (kind := _kind(module)) is not None]
+    on_cpu = all(weight.device.type == "cpu" for weight in model.parameters())
+    changed = [(module, type(module), kind) for module in model.modules()
+               if on_cpu and (kind := _kind(module)) is not None]
     for module, _, kind in changed:
         module.__class__ = kind
     try:

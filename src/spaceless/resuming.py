@@ -59,7 +59,8 @@ def resumed(
     _same("model", state["model"], model.state_dict())
     saved, own = state["optimizer"], optimizer.state_dict()
     for before, now in zip(saved["param_groups"], own["param_groups"], strict=True):
-        for name in sorted((before.keys() & now.keys()) - {"lr"}):  # set anew before every step
+        # The rate is set anew before every step; a step that can be recorded for a GPU computes the same.
+        for name in sorted((before.keys() & now.keys()) - {"lr", "capturable"}):
             wanted = list(now[name]) if isinstance(now[name], tuple) else now[name]
             if before[name] != wanted:
                 raise ValueError(f"found {name} {before[name]} in the optimizer, expected {wanted}")

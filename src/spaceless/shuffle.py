@@ -6,7 +6,7 @@ same for all images of a batch, redrawn in every forward pass. Channel shuffle i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,15 +18,25 @@ from spaceless.errors import SurgeryError
 from spaceless.seeds import derive
 
 
-def draw_permutations(rows: int, length: int, seed: int, device: torch.device | str = "cpu") -> Tensor:
-    """Return `rows` independent uniform permutations of range(`length`): int64 (rows, length).
+def draw_permutations(
+    wanted: Sequence[tuple[int, int]], length: int, device: torch.device | str = "cpu",
+) -> Tensor:
+    """Return independent uniform permutations of range(`length`), int64 (rows, length), of several draws together.
 
     Each row sorts random keys whose low bits hold the index: one sort of plain integers instead of an argsort.
     At least 63 - log2(length) bits of every key are random, so ties that would favour low indices are negligible.
+
+    Args:
+        wanted: Rows and seed of each draw; what is drawn does not depend on the others.
+        length: Positions.
+        device: Where they are drawn; another kind of device draws other ones.
+
     """
     bits = max(1, (length - 1).bit_length())
-    source = torch.Generator(device).manual_seed(seed)
-    keys = torch.empty(rows, length, dtype=torch.int64, device=device).random_(generator=source)
+    source = torch.Generator(device)
+    keys = torch.empty(sum(rows for rows, _ in wanted), length, dtype=torch.int64, device=device)
+    for part, (_, seed) in zip(torch.split(keys, [rows for rows, _ in wanted]), wanted, strict=True):
+        part.random_(generator=source.manual_seed(seed))
     if keys.device.type == "cpu":  # NumPy's integer sort is vectorised and returns no indices
         array = keys.numpy()
         array <<= bits
@@ -36,6 +46,9 @@ def draw_permutations(rows: int, length: int, seed: int, device: torch.device | 
         return keys
     keys = keys.bitwise_left_shift_(bits).bitwise_or_(torch.arange(length, device=device))
     return keys.sort(dim=1).values.bitwise_and_((1 << bits) - 1)
+
+
+_LONGEST = 1024  # positions of a map that the kernel for a GPU permutes: all of them lie in shared memory at once
 
 
 class _Gather(torch.autograd.Function):
@@ -144,9 +157,16 @@ class Shuffle(nn.Module):
         self.channels, self.per_image, self.shared, self.fixed, self.patch = channels, per_image, shared, fixed, patch
         self.passes = {"train": 0, "eval": 0}
         self.together = 1  # how many passes one batch holds, one behind the other; see `several`
+        self.shape, self.device = torch.Size((0, 0, 0, 0)), torch.device("cpu")  # of the maps of the last pass
+        # What every pass takes in place of a permutation of its own: one, or what a GPU's kernel takes, see `kernels`.
+        self.given: Tensor | tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x (N, C, H, W) with its positions (or channels) permuted."""
+        if isinstance(self.given, tuple):
+            from spaceless import kernels
+
+            return kernels.permute(x, self.given)
         if self.channels:
             return torch.cat([permute_channels(part, self.next_permutation(part)[0])
                               for part in x.chunk(self.together)])
@@ -157,12 +177,14 @@ class Shuffle(nn.Module):
 
     @_not_compiled
     def next_permutation(self, x: Tensor) -> Tensor:
-        """Draw the permutation of this pass for x (N, C, H, W) and count the pass."""
+        """Return the permutation of this pass for x (N, C, H, W), and count the pass."""
         mode = "train" if self.training else "eval"
-        purpose, step = ("fixed", 0) if self.fixed else (mode, self.passes[mode])
+        step = self.passes[mode]
         self.passes[mode] += 1
-        seed = derive(self.seed, f"shuffle/{purpose}/{self.layer}", step)
-        n, c, h, w = x.shape
+        self.shape, self.device = x.shape, x.device
+        if isinstance(self.given, Tensor):
+            return self.given
+        _, c, h, w = x.shape
         if h % self.patch or w % self.patch:
             raise SurgeryError(
                 "shuffle patch", found=f"{self.patch} on a map of {h}x{w}", expected="a divisor of both sides",
@@ -170,21 +192,36 @@ class Shuffle(nn.Module):
             )
         if x.device.type == "meta":  # shapes only: any permutation will do
             return torch.empty((1, c) if self.channels else (c, h * w), dtype=torch.int64, device="meta")
-        if self.channels:
-            return draw_permutations(1, c, seed, x.device)
-        maps = (n if self.per_image else 1) * (1 if self.shared else c)
-        if self.patch == 1:
-            drawn = draw_permutations(maps, h * w, seed, x.device)
-        else:
-            drawn = self._patchwise(maps, h, w, seed, x.device)
-        return drawn.view(n, -1, h * w) if self.per_image else drawn
+        return self.arranged(draw_permutations([self.wanted(mode, step)], self.length, x.device))
 
-    def _patchwise(self, maps: int, h: int, w: int, seed: int, device: torch.device) -> Tensor:
-        p = self.patch
-        order = draw_permutations(maps, (h // p) * (w // p), seed, device)  # (maps, patches)
-        grid = torch.arange(h * w, device=device).view(h // p, p, w // p, p).transpose(1, 2).reshape(-1, p * p)
-        source = grid[order].view(maps, h // p, w // p, p, p)  # which position each patch's pixels come from
-        return source.transpose(2, 3).reshape(maps, h * w)
+    @property
+    def plain(self) -> bool:
+        """Whether each channel of a batch has one permutation of its own positions, and the maps are not too large."""
+        return not (self.channels or self.per_image or self.shared or self.patch > 1) and self.length <= _LONGEST
+
+    @property
+    def length(self) -> int:
+        """How many things a permutation of the last pass moved: channels, patches or positions."""
+        return self.shape[1] if self.channels else self.shape[2] * self.shape[3] // self.patch**2
+
+    def wanted(self, mode: str, step: int) -> tuple[int, int]:
+        """Return how many permutations a pass of the last pass's size draws, and the seed of pass `step` in `mode`."""
+        purpose, step = ("fixed", 0) if self.fixed else (mode, step)
+        n, c = self.shape[:2]
+        rows = 1 if self.channels else (n if self.per_image else 1) * (1 if self.shared else c)
+        return rows, derive(self.seed, f"shuffle/{purpose}/{self.layer}", step)
+
+    def arranged(self, drawn: Tensor) -> Tensor:
+        """Return permutations of positions, as `permute_positions` takes them, of drawn ones (rows, length)."""
+        n, _, h, w = self.shape
+        if self.channels:
+            return drawn
+        if self.patch > 1:
+            p = self.patch
+            grid = torch.arange(h * w, device=drawn.device).view(h // p, p, w // p, p).transpose(1, 2)
+            source = grid.reshape(-1, p * p)[drawn].view(-1, h // p, w // p, p, p)  # where each patch's pixels are from
+            drawn = source.transpose(2, 3).reshape(-1, h * w)
+        return drawn.view(n, -1, h * w) if self.per_image else drawn
 
     def extra_repr(self) -> str:
         """Show what differs from the paper's shuffle."""

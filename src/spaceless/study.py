@@ -15,7 +15,8 @@ from spaceless.distributed import share
 from spaceless.errors import InputError, Interrupted, SpacelessError
 from spaceless.estimate import check
 from spaceless.processes import Processes
-from spaceless.run import Place
+from spaceless.run import Place, choose_device
+from spaceless.sharing import shared_gpu
 from spaceless.signals import caught_signals
 from spaceless.studies import Plan
 from spaceless.trial import Outcome, Trial
@@ -94,6 +95,8 @@ def run_study(
         # Behind Ray, which catches SIGTERM itself. And torchrun hands on what a terminal has sent already.
         stop = stack.enter_context(caught_signals(patient=mine.count > 1))
         if cluster is None and jobs > 1 and len(todo) > 1:
+            if choose_device(place.device).type == "cuda":
+                stack.enter_context(shared_gpu())
             hands = stack.enter_context(Processes(plan, place, note, jobs=min(jobs, len(todo)), threads=each))
         elif cluster is None:
             torch.set_num_threads(each)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,13 +21,15 @@ from torch import Tensor, nn
 from spaceless import checkpoint
 from spaceless.data.augment import normalise
 from spaceless.data.broken import LeftOut
-from spaceless.data.feed import steps_per_epoch, training_batches
+from spaceless.data.feed import steps_per_epoch, training_feed
 from spaceless.data.readers import Images
 from spaceless.distill import Loss, cross_entropy
 from spaceless.distributed import average_gradients, from_first, gathered, highest, share, spread, total
 from spaceless.errors import Interrupted
 from spaceless.evaluation import autocast, in_format
 from spaceless.fast_layers import fast_layers
+from spaceless.fused import Halves, fused, kernels_work
+from spaceless.recorded import Steps, own_stream
 from spaceless.resuming import resumed
 from spaceless.schedule import learning_rate
 from spaceless.seeds import derive
@@ -69,7 +71,7 @@ class Training:
 def train(
     model: nn.Module, data: Images, recipe: Recipe, seed: int, *, precision: str = "fp32",
     loss: Loss = cross_entropy, states: States | None = None, stop: Callable[[], int | None] | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[Progress], None] | None = None, eager: bool = False,
 ) -> Training:
     """Train `model` in place on the training images of `data` by `recipe`.
 
@@ -83,6 +85,7 @@ def train(
         states: Where to resume from and save to; None trains in one go.
         stop: Asked after every step; a signal number ends the training with its state saved.
         progress: Told about every step.
+        eager: On a GPU, launch every operation by itself instead of recording a step and repeating it.
 
     Raises:
         Interrupted: `stop` asked for it. The same call goes on from there.
@@ -99,6 +102,7 @@ def train(
     model.train()
     optimizer = _optimizer(model, recipe)
     layers = list(shuffles(model))
+    recording = device.type == "cuda" and mine.count == 1 and not eager
     history: list[Epoch] = []
     step, spent, sums = 0, 0.0, torch.zeros(3, dtype=torch.float64, device=device)  # loss, correct, images
     before = from_first(
@@ -118,7 +122,7 @@ def train(
         left_out.join(gathered(left_out.met.values()))
         if states and mine.rank == 0:
             content = {
-                "model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "sums": summed,
+                "model": model.state_dict(), "optimizer": _state(optimizer), "step": step, "sums": summed,
                 "spent": spent + time.perf_counter() - resume_mark, "history": [e.model_dump() for e in history],
                 "broken": [tuple(image) for image in sorted(left_out.met.values())],
             }
@@ -133,29 +137,43 @@ def train(
         return Training(tuple(history), diverged, left_out.paths)
 
     devices = [device] if device.type == "cuda" else []
-    with (torch.random.fork_rng(devices=devices), fast_layers(model), spread(model) as parallel,
-          closing(training_batches(data, recipe, seed, step, device, mine)) as batches):
-        for x, y, broken in batches:
-            left_out.add(broken)
-            epoch, within = divmod(step, per_epoch)
-            rate = learning_rate(recipe, step / last)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            for layer in layers:
-                layer.passes["train"] = step
-            torch.manual_seed(derive(seed, f"dropout/{mine.rank}" if mine.rank else "dropout", step))
+    with (torch.random.fork_rng(devices=devices), own_stream(device), fast_layers(model), spread(model) as parallel,
+          ExitStack() as stack):
+        network: nn.Module | Halves = parallel
+        moves = recording and precision == "bf16" and kernels_work(device)
+        if recording and precision == "bf16":
+            network = Halves(fused(model, data.image_size) if moves else model)
+        feed = training_feed(data, recipe, seed, step, device, mine)
+        stack.enter_context(closing(feed.work))
+
+        def work(whole: int, *parts: Tensor) -> None:
+            """Make one step on a batch of which all processes together have `whole` images."""
+            x, y = feed.batch(*parts)
             inputs = in_format(normalise(x, data.mean, data.std), precision)
             with autocast(device, precision):
-                logits: Tensor = parallel(inputs)
-            whole = min(recipe.batch_size, data.train_count - within * recipe.batch_size)  # images of all processes
+                logits: Tensor = network(inputs)
             cost = loss(logits.float(), y, inputs) / whole
             optimizer.zero_grad(set_to_none=True)
             (cost * mine.count).backward()  # type: ignore[no-untyped-call]
+            if isinstance(network, Halves):
+                network.hand_back()
             average_gradients(parallel)
             optimizer.step()
             with torch.no_grad():
-                sums += torch.stack([cost.double() * whole, (logits.argmax(1) == y).sum().double(),
-                                     torch.tensor(float(len(y)), dtype=torch.float64, device=device)])
+                sums.add_(torch.stack([
+                    cost.double() * whole, (logits.argmax(1) == y).sum().double(), sums.new_full((), len(y))]))
+
+        steps = Steps(work, layers, recording=recording, moves=moves)
+        for parts, broken in feed.work:
+            left_out.add(broken)
+            epoch, within = divmod(step, per_epoch)
+            rate = learning_rate(recipe, step / last)
+            _set_rate(optimizer, rate)
+            for layer in layers:
+                layer.passes["train"] = step
+            torch.manual_seed(derive(seed, f"dropout/{mine.rank}" if mine.rank else "dropout", step))
+            whole = min(recipe.batch_size, data.train_count - within * recipe.batch_size)  # images of all processes
+            steps.make(step, whole, parts)
             step += 1
             seconds = spent + time.perf_counter() - resume_mark
             if progress is not None:
@@ -168,7 +186,8 @@ def train(
                 int(states is not None and age >= 5 * states.every_seconds),  # an epoch that takes very long
             )
             if step % per_epoch == 0:
-                mean, correct, seen = total(sums).tolist()
+                mean, correct, seen = total(sums).tolist()  # a GPU is waited for here, and not before
+                seconds = spent + time.perf_counter() - resume_mark
                 if not math.isfinite(mean):
                     return ended(diverged=True)
                 history.append(Epoch(
@@ -187,16 +206,33 @@ def train(
     return ended(diverged=not _finite(model))  # the last step has no loss after it that would tell
 
 
+def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def _state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return the state of `optimizer` as any device has it, with rates that are numbers."""
+    state = optimizer.state_dict()
+    return state | {"param_groups": [group | {"lr": float(group["lr"])} for group in state["param_groups"]]}
+
+
 def _finite(model: nn.Module) -> bool:
     return all(bool(weight.isfinite().all()) for weight in model.parameters())
 
 
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """Return the optimiser of `recipe`; on a GPU its rate lies there too, where recorded steps look for it."""
+    device = next(iter(model.parameters())).device
+    gpu = device.type == "cuda"
     common: dict[str, Any] = {
-        "lr": recipe.learning_rate, "weight_decay": recipe.weight_decay,
-        "fused": next(iter(model.parameters())).device.type in ("cpu", "cuda"),
+        "lr": torch.tensor(recipe.learning_rate, device=device) if gpu else recipe.learning_rate,
+        "weight_decay": recipe.weight_decay, "fused": gpu or device.type == "cpu",
     }
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(model.parameters(), **common)
+        return torch.optim.AdamW(model.parameters(), capturable=gpu, **common)
     nesterov = recipe.nesterov and recipe.momentum > 0  # without momentum there is nothing to look ahead along
     return torch.optim.SGD(model.parameters(), momentum=recipe.momentum, nesterov=nesterov, **common)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
@@ -13,9 +14,11 @@ from spaceless.bench import parts as parts_room
 from spaceless.bench.parts import parts
 from spaceless.bench.record import made_by
 from spaceless.bench.subjects import BATCH, QUARTER_VGG, RECIPE, RESNET, VGG, Network
-from spaceless.bench.timing import device, interleaved, now, precisions, timed, training_steps
+from spaceless.bench.timing import LEAST_ROUNDS, device, interleaved, now, precisions, timed, training_steps
+from spaceless.bench.train import in_worker
 from spaceless.bench.verdicts import Target, figure, line, measurement, page, ratio, table
 from spaceless.cost import cost
+from spaceless.sharing import shared_gpu
 
 SECONDS = 5.0
 SIDES = (1024, 2048, 4096)  # of the squares that are multiplied
@@ -28,11 +31,18 @@ TRIPS = 3 + 5 + 2 + 3
 
 
 class Step(NamedTuple):
-    """A network trained in one precision (`auto`: the fastest here), and what is promised of it on a GPU."""
+    """A network trained in one precision (`auto`: the fastest here)."""
 
     network: Network
     precision: str
-    on_gpu: Target | None = None
+
+
+class Together(NamedTuple):
+    """Several trainings at once on one GPU, and what is promised of them together."""
+
+    network: Network = VGG
+    jobs: tuple[int, ...] = (1, 2, 4, 6)
+    target: Target = Target(least=0.25, moonshot=0.4)  # of the most of them
 
 
 class Reduced(NamedTuple):
@@ -44,8 +54,7 @@ class Reduced(NamedTuple):
 
 
 STEPS = (
-    Step(VGG, "fp32"), Step(VGG, "bf16", Target(least=0.25, moonshot=0.4)), Step(QUARTER_VGG, "fp32"),
-    Step(QUARTER_VGG, "bf16"), Step(RESNET, "auto"),
+    Step(VGG, "fp32"), Step(VGG, "bf16"), Step(QUARTER_VGG, "fp32"), Step(QUARTER_VGG, "bf16"), Step(RESNET, "auto"),
 )
 REDUCED = (Reduced(VGG, precision="fp32"), Reduced(VGG, precision="bf16"), Reduced(QUARTER_VGG))
 METHODS = ("gap_fc", "conv1x1")
@@ -55,8 +64,12 @@ PROMISE = Target(least=0.75)  # of what the multiply-adds say: within 25 %
 def run(
     seconds: float, progress: Callable[[str], None], steps: Sequence[Step] = STEPS,
     reduced: Sequence[Reduced] = REDUCED, sides: Sequence[int] = SIDES, batch: int = BATCH,
+    together: Together = Together(),  # noqa: B008
 ) -> dict[str, Any]:
-    """Return the peaks, the share of them that steps reach, and what fewer multiply-adds buy."""
+    """Return the peaks, the share of them that steps reach, and what fewer multiply-adds buy.
+
+    On a GPU also what several trainings at once reach together.
+    """
     kept = keep_memory()
     peaks = {}
     for precision in precisions():
@@ -67,6 +80,9 @@ def run(
         if (precision := _precision(step)) in precisions():
             found.append(_share(step, precision, peaks[precision]["flops"], seconds, batch))
             progress(line(found[-1]))
+    if device().type == "cuda":
+        found.append(_together(together, peaks[precisions()[-1]]["flops"], seconds))
+        progress(line(found[-1]))
     for case in reduced:
         if (precision := _precision(case)) in precisions():
             found.append(_reduced(case, precision, peaks[precision]["copied"], seconds, batch))
@@ -124,11 +140,36 @@ def _share(step: Step, precision: str, flops: float, seconds: float, batch: int)
     times = interleaved(
         {"step": training_steps(model, precision, recipe=recipe, size=step.network.size)}, seconds, warm_up=0)
     shares = [step_flops(macs, batch) / each / flops for each in times["step"]]
-    target = step.on_gpu if device().type == "cuda" else None
     return measurement(
-        f"{step.network.label}, {precision}", times, [figure("share of the matrix peak", shares, target)],
+        f"{step.network.label}, {precision}", times, [figure("share of the matrix peak", shares)],
         macs=macs, precision=precision, image_size=step.network.size,
     )
+
+
+def _together(case: Together, flops: float, seconds: float) -> dict[str, Any]:
+    """Measure so many trainings at once, each in a process of its own, over the same seconds."""
+    macs = cost(case.network.build(), case.network.size).macs
+    times: dict[str, list[float]] = {}
+    figures = []
+    for jobs in case.jobs:
+        times[f"{jobs} at once"] = []
+        for _ in range(LEAST_ROUNDS):
+            at = time.time() + _STARTING
+            with shared_gpu(), ThreadPoolExecutor(jobs) as pool:
+                sides = list(pool.map(lambda _: in_worker(
+                    "ours", case.network, seconds, ("--at", f"{at:.3f}")), range(jobs)))  # noqa: B023
+            speed = sum(side["images_per_second"] for side in sides)
+            times[f"{jobs} at once"].append(sides[0]["batch"] / speed)
+        shares = [step_flops(macs, BATCH) / each / flops for each in times[f"{jobs} at once"]]
+        most = jobs == max(case.jobs)
+        figures.append(figure(f"share of the matrix peak, {jobs} at once", shares, case.target if most else None))
+    return measurement(
+        f"{case.network.label}, {precisions()[-1]}, several at once", times, figures, macs=macs,
+        precision=precisions()[-1], image_size=case.network.size,
+    )
+
+
+_STARTING = 25.0  # seconds in which all processes have imported, recorded their step and warmed up
 
 
 def _reduced(case: Reduced, precision: str, copied: float, seconds: float, batch: int) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from spaceless.trial import Recipe
 
 Work = Callable[[], float]  # does something once and returns its seconds
 LEAST_ROUNDS = 3
-STEPS = 3  # that are timed in one go
+STEPS, STEPS_ON_GPU = 3, 100  # that are timed in one go
+FRONT, FRONT_ON_GPU = 1, 10  # steps in front of them, in which the loop sets itself up; on a GPU, records a step
 
 
 def device() -> torch.device:
@@ -69,24 +70,26 @@ def interleaved(works: Mapping[str, Work], seconds: float, warm_up: int = 1) -> 
 
 
 def training_steps(
-    model: nn.Module, precision: str, *, steps: int = STEPS, recipe: Recipe = RECIPE, size: int = SIZE,
+    model: nn.Module, precision: str, *, steps: int | None = None, recipe: Recipe = RECIPE, size: int = SIZE,
 ) -> Work:
     """Return the work of `steps` steps of the real loop on made images, input included; its time is that of one step.
 
-    One step more is made in front, in which the loop sets itself up.
+    Some steps more are made in front, in which the loop sets itself up. None is `STEPS`, more on a GPU.
     """
+    gpu = device().type == "cuda"
+    steps, front = steps or (STEPS_ON_GPU if gpu else STEPS), FRONT_ON_GPU if gpu else FRONT
     model.to(device())
-    data, recipe = for_steps(steps + 1, recipe, size)
+    data, recipe = for_steps(steps + front, recipe, size)
 
     def measured() -> float:
         marks: dict[int, float] = {}
 
         def mark(at: Progress) -> None:
-            step = round(at.share * (steps + 1))
-            if step in (1, steps + 1):
+            step = round(at.share * (steps + front))
+            if step in (front, steps + front):
                 marks[step] = now()
 
         train(model, data, recipe, 0, precision=precision, progress=mark)
-        return (marks[steps + 1] - marks[1]) / steps
+        return (marks[steps + front] - marks[front]) / steps
 
     return measured

@@ -74,8 +74,18 @@ def _median_speed(seconds: Sequence[float]) -> float:
 
 
 def _side(side: str, case: Case, seconds: float) -> dict[str, Any]:
-    words = [side, case.network.model, f"{case.network.width:g}", f"{seconds:g}", *case.words]
-    command = [sys.executable, "-m", "spaceless.bench.train_worker", *words, "--size", str(case.network.size)]
+    return in_worker(side, case.network, seconds, case.words)
+
+
+def in_worker(side: str, network: Network, seconds: float, words: Sequence[str] = ()) -> dict[str, Any]:
+    """Return what `spaceless.bench.train_worker` measures in a process of its own.
+
+    Raises:
+        SpacelessError: It failed.
+
+    """
+    words = [side, network.model, f"{network.width:g}", f"{seconds:g}", *words]
+    command = [sys.executable, "-m", "spaceless.bench.train_worker", *words, "--size", str(network.size)]
     done = subprocess.run(  # noqa: S603
         command, env=environment(), capture_output=True, text=True, check=False)
     try:
@@ -83,7 +93,7 @@ def _side(side: str, case: Case, seconds: float) -> dict[str, Any]:
         return dict(json.loads(done.stdout))
     except (subprocess.CalledProcessError, ValueError) as error:
         raise SpacelessError(
-            f"bench train {' '.join(words)}", found=(done.stderr.strip().splitlines() or [str(error)])[-1][:200],
+            f"training {' '.join(words)}", found=(done.stderr.strip().splitlines() or [str(error)])[-1][:200],
             expected="one line of JSON", cure=f"run it alone: {' '.join(['python', *command[1:]])}",
         ) from error
 

@@ -25,11 +25,18 @@ IMAGES = 390 * 128  # as many whole batches as CIFAR-100 has
 
 
 class Clock:
-    """Times a loop that tells it how many steps it has made, from the end of its warm-up until it has had enough."""
+    """Times a loop that tells it how many steps it has made, from the end of its warm-up until it has had enough.
 
-    def __init__(self, seconds: float) -> None:
-        """Take the seconds to measure."""
-        self.seconds = seconds
+    Args:
+        seconds: To measure.
+        at: The Unix time before which nothing is measured: several loops that are measured at the same time begin, and
+            go on for a while, together.
+
+    """
+
+    def __init__(self, seconds: float, at: float = 0.0) -> None:
+        """Measure nothing yet."""
+        self.seconds, self.at = seconds, at
         self.started = time.perf_counter()
         self.marks: list[tuple[int, float]] = []  # steps done and the time, of every step behind the warm-up
         self.over = False
@@ -39,14 +46,14 @@ class Clock:
         if not self.marks:
             if done == 1:
                 self.started = time.perf_counter()
-            elif done >= WARM_UP and time.perf_counter() - self.started >= self.seconds / 4:
+            elif done >= WARM_UP and time.perf_counter() - self.started >= self.seconds / 4 and time.time() >= self.at:
                 self.marks.append((done, now()))
         elif not self.over:
             self.marks.append((done, time.perf_counter()))
             if self.marks[-1][1] - self.marks[0][1] >= self.seconds:
                 self.marks[-1] = (done, now())
                 self.over = True
-        return self.over
+        return self.over and (not self.at or time.time() >= self.at + 1.2 * self.seconds)
 
     @property
     def steps(self) -> int:
@@ -61,7 +68,7 @@ class Clock:
 
 def measure(
     side: str, network: Network, seconds: float, *, images: int = IMAGES, batch_size: int = RECIPE.batch_size,
-    workers: int = WORKERS,
+    workers: int = WORKERS, at: float = 0.0,
 ) -> dict[str, Any]:
     """Train `network` for some time by the `plain` loop or by `ours`, and return how fast it was.
 
@@ -72,19 +79,22 @@ def measure(
     recipe = RECIPE.model_copy(update={"batch_size": batch_size})
     model = network.build().to(device())
     precision = "fp32" if side == "plain" else choose_precision("auto", device())
-    clock = Clock(seconds)
+    clock = Clock(seconds, at)
     if side == "plain":
         train_plainly(model, data, recipe, workers=workers, enough=clock.step)
     else:
         last = steps_per_epoch(data.train_count, batch_size) * recipe.epochs
 
-        def tick(at: Progress) -> None:
-            clock.step(round(at.share * last))
+        enough = False
+
+        def tick(progress: Progress) -> None:
+            nonlocal enough
+            enough = clock.step(round(progress.share * last))
 
         with suppress(Interrupted):
             train(
                 model, data, recipe, 0, precision=precision, progress=tick,
-                stop=lambda: signal.SIGTERM if clock.over else None,
+                stop=lambda: signal.SIGTERM if enough else None,
             )
     return {
         "side": side, "precision": precision, "batch": batch_size, "steps": clock.steps, "seconds": clock.elapsed,
@@ -104,9 +114,11 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=32, help="side of the images in pixels")
     parser.add_argument("--images", type=int, default=IMAGES, help="number of training images")
     parser.add_argument("--batch", type=int, default=RECIPE.batch_size)
+    parser.add_argument("--at", type=float, default=0.0, help="Unix time before which nothing is measured")
     asked = parser.parse_args(words)
     network = Network(asked.model, asked.width, asked.size)
-    print(json.dumps(measure(asked.side, network, asked.seconds, images=asked.images, batch_size=asked.batch)))
+    print(json.dumps(measure(asked.side, network, asked.seconds, images=asked.images, batch_size=asked.batch,
+                             at=asked.at)))
 
 
 if __name__ == "__main__":

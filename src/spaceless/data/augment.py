@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -105,6 +106,14 @@ def apply_resized_crops(images: Tensor, crops: ResizedCrops) -> Tensor:
 
 def normalise(batch: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Return float32 (N, C, H, W): (batch / 255 - mean) / std, with `mean` and `std` per channel where 255 is 1."""
-    scale = torch.tensor([1 / (255 * s) for s in std], device=batch.device)[:, None, None]
-    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=batch.device)[:, None, None]
+    scale, shift = _scale_and_shift(tuple(mean), tuple(std), batch.device)
     return batch.to(torch.float32).mul_(scale).add_(shift)
+
+
+@lru_cache(maxsize=16)  # what is made of Python numbers has to travel to the device, which would wait for it
+def _scale_and_shift(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    with torch.inference_mode(False):
+        return (torch.tensor([1 / (255 * s) for s in std], device=device)[:, None, None],
+                torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)[:, None, None])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -43,28 +45,61 @@ def steps_per_epoch(images: int, batch_size: int) -> int:
     return max(1, images // batch_size + (images % batch_size > 1))
 
 
+class Work(NamedTuple):
+    """What a batch is made of, on the device that computes, and what had to be left out of it."""
+
+    parts: tuple[Tensor, ...]
+    broken: tuple[Broken, ...] = ()
+
+
+class Feed(NamedTuple):
+    """The work of one step after the other, and the function that makes images and labels of its parts.
+
+    The function asks nothing of the host that depends on the numbers, so that a GPU can be told once what it does.
+    """
+
+    work: Generator[Work, None, None]
+    batch: Callable[..., tuple[Tensor, Tensor]]
+
+
 def training_batches(
     data: Images, recipe: Recipe, seed: int, first: int, device: torch.device, share: Share = Share(),  # noqa: B008
 ) -> Generator[Batch, None, None]:
-    """Yield this process's share of every batch from step `first` to the end of the training, augmented.
+    """Yield the batches of `training_feed`."""
+    feed = training_feed(data, recipe, seed, first, device, share)
+    with closing(feed.work):
+        for parts, broken in feed.work:
+            yield Batch(*feed.batch(*parts), broken)
+
+
+def training_feed(
+    data: Images, recipe: Recipe, seed: int, first: int, device: torch.device, share: Share = Share(),  # noqa: B008
+) -> Feed:
+    """Return this process's share of every batch from step `first` to the end of the training, augmented.
 
     Order and augmentation depend on seed, step and image alone: neither on where a training was resumed nor on how many
     processes share it. Images before step `first` are not decoded. A broken one makes its batch smaller.
 
     Raises:
         InputError: The images are streamed and the recipe cuts them in another way.
-        DataError: So much of a batch is broken that no statistics can be taken over the rest.
+        DataError: Raised by the work: so much of a batch is broken that no statistics can be taken over the rest.
 
     """
     plan = _plan(data.train_count, recipe, seed, first)
     if isinstance(data, Dataset):
-        yield from _from_memory(data, recipe, seed, plan, device, share)
-        return
+        return Feed(_drawn(data, recipe, seed, plan, device, share), _in_memory(data, recipe, device))
     if recipe.augment != "resized_crop":
         raise InputError(
             "augment", found=recipe.augment, expected="resized_crop for images that are decoded in every epoch",
             cure="load the data into memory, or train with the recipe imagenet",
         )
+    return Feed(_decoded(data, recipe, seed, plan, device, share, first), lambda images, labels: (images, labels))
+
+
+def _decoded(
+    data: Stream, recipe: Recipe, seed: int, plan: Iterator[tuple[int, int, Tensor]], device: torch.device,
+    share: Share, first: int,
+) -> Generator[Work, None, None]:
     steps = steps_per_epoch(data.train_count, recipe.batch_size) * recipe.epochs - first
     work = ((Draw(seed, epoch), share.of(chosen).tolist()) for _, epoch, chosen in plan)
     for images, numbers, broken in decoded(data.train, data.image_size, work, device, min(worker_count(), steps)):
@@ -74,7 +109,7 @@ def training_batches(
                 found=f"{broken[0].reason}, and {len(numbers)} sound images beside it",
                 expected="at least 2 sound images in every batch", cure="remove broken images or choose a larger batch",
             )
-        yield Batch(images, data.train_labels[numbers].to(device), broken)
+        yield Work((images, data.train_labels[numbers].to(device)), broken)
 
 
 def _plan(images: int, recipe: Recipe, seed: int, first: int) -> Iterator[tuple[int, int, Tensor]]:
@@ -88,22 +123,49 @@ def _plan(images: int, recipe: Recipe, seed: int, first: int) -> Iterator[tuple[
         yield step, epoch, order[within * recipe.batch_size:(within + 1) * recipe.batch_size]
 
 
-def _from_memory(
+_AHEAD = 64  # steps whose choices travel to the device in one go
+
+
+def _drawn(
     data: Dataset, recipe: Recipe, seed: int, plan: Iterator[tuple[int, int, Tensor]], device: torch.device,
     share: Share,
-) -> Iterator[Batch]:
+) -> Generator[Work, None, None]:
+    """Yield for every step one table, int64: for each of its images the number of the image and how it is augmented."""
+    while steps := list(islice(plan, _AHEAD)):
+        tables = [share.of(torch.stack([chosen, *_choices(data, recipe, seed, step, len(chosen))], 1))
+                  for step, _, chosen in steps]
+        table = torch.cat(tables)
+        if device.type == "cuda":  # from pinned memory, so that nothing waits for it
+            table = table.pin_memory().to(device, non_blocking=True)
+        for part in torch.split(table, [len(each) for each in tables]):
+            yield Work((part,))
+
+
+def _choices(data: Dataset, recipe: Recipe, seed: int, step: int, count: int) -> tuple[Tensor, ...]:
+    """Draw the augmentation of a whole batch, so that an image's crop is the same whoever works on it."""
+    if recipe.augment == "crop_flip":
+        return draw_crops(count, generator(seed, "augment", step))
+    if recipe.augment == "resized_crop":
+        return draw_resized_crops(count, data.image_size, generator(seed, "augment", step))
+    return ()
+
+
+def _in_memory(data: Dataset, recipe: Recipe, device: torch.device) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Return the function from a table of `_drawn` to images and labels."""
     images, labels = data.train_images.to(device), data.train_labels.to(device)
-    for step, _, chosen in plan:
-        mine = share.of(chosen).to(device)
-        x = images.index_select(0, mine)
-        # Drawn for the whole batch, so that an image's crop is the same whoever works on it.
+
+    def batch(table: Tensor) -> tuple[Tensor, Tensor]:
+        numbers, *choices = table.unbind(1)
+        x = images.index_select(0, numbers)
         if recipe.augment == "crop_flip":
-            crops = draw_crops(len(chosen), generator(seed, "augment", step))
-            x = apply_crops(x, Crops(*map(share.of, crops)))
+            top, left, flipped = choices
+            x = apply_crops(x, Crops(top, left, flipped != 0))
         elif recipe.augment == "resized_crop":
-            rectangles = draw_resized_crops(len(chosen), data.image_size, generator(seed, "augment", step))
-            x = apply_resized_crops(x, ResizedCrops(*map(share.of, rectangles)))
-        yield Batch(x, labels[mine])
+            top, left, height, width, flipped = choices
+            x = apply_resized_crops(x, ResizedCrops(top, left, height, width, flipped != 0))
+        return x, labels.index_select(0, numbers)
+
+    return batch
 
 
 def test_batches(

@@ -1,0 +1,138 @@
+"""Recorded steps: what they read is what each shuffle draws by itself, and a GPU repeats what it would be told."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from spaceless.ahead import Ahead
+from spaceless.errors import Interrupted
+from spaceless.evaluation import evaluate
+from spaceless.models import GlobalAveragePool
+from spaceless.recorded import Steps
+from spaceless.shuffle import Shuffle
+from spaceless.surgery import remove_spatial
+from spaceless.training import States, train
+from test_training import ADAMW, SGD, after, made_data, network
+
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+OPTIONS = [{}, {"channels": True}, {"per_image": True}, {"shared": True}, {"fixed": True}, {"patch": 2},
+           {"per_image": True, "shared": True, "patch": 2}]
+LONG = SGD.model_copy(update={"epochs": 8})
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_what_is_drawn_ahead_is_what_the_shuffle_draws(options):
+    layers = [Shuffle(5, number, **options) for number in range(3)]
+    maps = [torch.randn(2, 3, 4, 4), torch.randn(2, 5, 4, 4), torch.randn(2, 5, 2, 2)]
+    for layer, x in zip(layers, maps, strict=True):
+        layer(x)
+    ahead = Ahead(layers)
+    for step in (0, 1, 15, 16, 40, 3):  # within a draw, over its end, far ahead, and back
+        ahead.fill(step)
+        own = []
+        for layer, x in zip(layers, maps, strict=True):
+            layer.passes["train"] = step
+            own.append(layer(x))
+        with ahead:
+            given = [layer(x) for layer, x in zip(layers, maps, strict=True)]
+        assert all(torch.equal(a, b) for a, b in zip(own, given, strict=True))
+    assert all(layer.given is None for layer in layers)
+
+
+def test_what_the_gpus_own_kernel_is_given_moves_the_maps_alike():
+    pytest.importorskip("triton", reason="needs Triton, which comes with PyTorch for GPUs")
+    layers = [Shuffle(5, number, **options) for number, options in enumerate([{}, {"patch": 2}, {"fixed": True}, {}])]
+    maps = [torch.randn(2, 3, 4, 4), torch.randn(2, 5, 4, 4), torch.randn(2, 5, 2, 2), torch.randn(2, 5, 4, 4)]
+    for layer, x in zip(layers, maps, strict=True):
+        layer(x)
+    ahead = Ahead(layers, moves=True)
+    for step in (0, 17):
+        ahead.fill(step)
+        for layer, x in zip(layers, maps, strict=True):
+            layer.passes["train"] = step
+            own = layer(x)
+            with ahead:
+                assert isinstance(layer.given, tuple) == (layer.patch == 1)
+                assert torch.equal(layer(x), own)
+
+
+def test_without_a_recording_every_step_is_a_call():
+    calls: list[tuple[int, Tensor]] = []
+    steps = Steps(lambda whole, x: calls.append((whole, x)), (), recording=False)
+    for number in range(6):
+        steps.make(number, 4, (torch.full((2,), number),))
+    assert [whole for whole, _ in calls] == [4] * 6
+    assert [int(x[0]) for _, x in calls] == list(range(6))
+
+
+def close(one: nn.Module, other: nn.Module) -> None:
+    for (name, a), b in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.allclose(a.double(), b.double(), rtol=1e-3, atol=1e-4), name
+
+
+@on_gpu
+@pytest.mark.parametrize("recipe", [LONG, ADAMW.model_copy(update={"epochs": 8})], ids=["sgd", "adamw"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_recorded_training_is_the_eager_one(recipe, precision):
+    both = []
+    for eager in (False, True):
+        model = network(2).cuda()
+        both.append((model, train(model, made_data(100), recipe, 3, precision=precision, eager=eager)))
+        assert all(weight.dtype is torch.float32 for weight in model.parameters())
+        assert evaluate(model, made_data(100), repeats=3, precision=precision).images == 20
+        assert evaluate(model, made_data(100), repeats=3).images == 20
+    if precision == "fp32":
+        close(both[0][0], both[1][0])
+    for one, other in zip(both[0][1].history, both[1][1].history, strict=True):
+        assert one.loss == pytest.approx(other.loss, rel=1e-3 if precision == "fp32" else 0.1)
+    assert both[0][1].history[-1].loss < both[0][1].history[0].loss
+
+
+@on_gpu
+def test_a_recorded_training_goes_on_after_an_interruption(tmp_path):
+    model = network(2).cuda()
+    train(model, made_data(100), LONG, 3)
+    states = States(tmp_path / "states", "abc")
+    for steps in (2, 9, 20):
+        with pytest.raises(Interrupted):
+            train(network(2).cuda(), made_data(100), LONG, 3, states=states, stop=after(steps))
+    resumed = network(2).cuda()
+    train(resumed, made_data(100), LONG, 3, states=states)
+    close(model, resumed)
+
+
+@on_gpu
+def test_a_network_that_looks_at_its_numbers_is_not_recorded_and_learns_all_the_same():
+    class Looking(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if float(x.detach().mean()) > 1e9 else x * 1.0
+
+    def looking() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), Looking(), nn.Dropout(0.3),
+            GlobalAveragePool(), nn.Flatten(), nn.Linear(8, 4)).cuda()
+
+    models = [looking(), looking()]
+    with pytest.warns(UserWarning, match="cannot be recorded"):
+        train(models[0], made_data(100), LONG, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(models[1], made_data(100), LONG, 3, eager=True)
+    close(*models)
+
+
+@on_gpu
+def test_a_recorded_network_is_evaluated_and_shuffles_anew():
+    model = network(1).cuda()
+    train(model, made_data(100), LONG, 3)
+    assert evaluate(model, made_data(100), repeats=50).images == 20
+    x = torch.randn(4, 3, 8, 8, device="cuda")
+    assert not torch.equal(model(x), model(x))
+    plain = remove_spatial(network(0), "gap_fc", 1, image_size=8)[0].cuda()
+    train(plain, made_data(100), LONG, 3)
+    assert evaluate(plain, made_data(100)).images == 20
