@@ -20,7 +20,7 @@ from spaceless.trial import RANDOM_METHODS, RECIPES, Outcome, Trial
 
 _PROBE_SECONDS = 3.0  # the longest step that is measured whole; a longer one is measured on fewer images
 _FEW = 8  # images
-_STEPS = 3  # the first allocates
+_STEPS, _STEPS_ON_GPU = 3, 12  # the first allocates; on a GPU the first few are recorded, and only then repeated
 
 
 @dataclass
@@ -113,7 +113,8 @@ def _look(planned: Sequence[Planned], place: Place, *, foresee: bool) -> Estimat
         found.to_run += 1
         found.macs += 3 * costs[kind] * steps  # forward, and twice that backward
         if found.seconds is not None:
-            recipe = trial.recipe.model_copy(update={"epochs": _STEPS, "augment": "none"})
+            epochs = _STEPS_ON_GPU if device.type == "cuda" else _STEPS
+            recipe = trial.recipe.model_copy(update={"epochs": epochs, "augment": "none"})
             plain = Trial(model=trial.model, data="noise", width=trial.width, recipe=recipe)
             speed = _images_per_second(plain, size.classes, size.image_size, device)
             found.probes[f"{trial.model} x {trial.width:g} at {size.image_size} pixels"] = speed

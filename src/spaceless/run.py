@@ -44,13 +44,14 @@ from spaceless.warm import load_original, warm_start
 
 @dataclass(frozen=True)
 class Place:
-    """Where and how trials run, which must not change what comes of them: outcomes, data, device, saving."""
+    """Where and how trials run, which must not change what comes of them: outcomes, data, device, saving, speed."""
 
     out: Path
     data_root: Path | None = None
     device: str = "auto"
     keep_weights: bool = True
     save_seconds: float = 60.0
+    eager: bool = False
 
     @property
     def store(self) -> Store:
@@ -150,6 +151,7 @@ def run_trial(
     with told_by_all():
         training = train(
             model, data, trial.recipe, trial.seed, precision=precision, loss=loss, stop=stop, progress=progress,
+            eager=place.eager,
             # A state belongs to the images as well: a file that changed under its name must not be gone on with.
             states=States(store.states(trial), f"{trial.id} on {data.digest}", place.save_seconds),
         )

@@ -41,6 +41,9 @@ class Where:
         `auto`, `cpu`, `cuda`, `cuda:1`, ...
     no_weights
         Do not keep the trained weights (they are needed by `evaluate`).
+    eager
+        On a GPU, launch every operation by itself and use PyTorch's own: slower, and the way to find out whether a
+        fast path of ours is at fault.
 
     """
 
@@ -48,12 +51,14 @@ class Where:
     data_root: Path | None = None
     device: str = "auto"
     no_weights: bool = False
+    eager: bool = False
 
     def place(self) -> Place:
         """Return what the compute half calls this."""
         from spaceless.run import Place
 
-        return Place(self.out, self.data_root, self.device, keep_weights=not self.no_weights)
+        return Place(self.out, self.data_root, self.device, keep_weights=not self.no_weights,
+                     eager=self.eager)
 
 
 HERE = Where()
