@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 
-from spaceless.imports import torchvision_models
+from spaceless.imports import torchvision_models, without_compiler
 
 BUILT = """
 import json, sys
@@ -32,3 +32,28 @@ def test_where_it_is_loaded_already_nothing_stands_in_for_anything(monkeypatch):
 
     monkeypatch.setattr("spaceless.imports._Deferred", None)
     assert torchvision_models() is torchvision.models
+
+
+INSPECTED = """
+import json, sys
+from spaceless.cli import main
+main(["inspect", "torchvision:resnet18", "--classes", "10", "--image-size", "32", "--json"])
+before = sorted(name for name in sys.modules if name.startswith("torch._dynamo"))
+import torch
+compiled = torch.compile(torch.nn.ReLU(), backend="eager")(torch.tensor([-1.0, 2.0])).tolist()
+print(json.dumps([before, compiled]))
+"""
+
+
+def test_a_network_is_inspected_without_the_compiler_which_is_there_afterwards():
+    done = subprocess.run([sys.executable, "-c", INSPECTED], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == [[], [0.0, 2.0]]
+
+
+def test_within_it_nothing_stands_in_for_a_compiler_that_is_loaded():
+    import torch._dynamo
+
+    with without_compiler():
+        assert sys.modules["torch._dynamo"] is torch._dynamo
+        assert hasattr(torch._dynamo, "optimize")

@@ -1,13 +1,16 @@
-"""Imports that would load far more than is used: torchvision without the compiler of PyTorch."""
+"""Imports that would load far more than is used: PyTorch's compiler, where nothing is compiled."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
 from typing import Any
 
 _COMPILER = "torch._dynamo.utils"
+_WHOLE = "torch._dynamo"
 
 
 class _Deferred(ModuleType):
@@ -45,3 +48,23 @@ def torchvision_models() -> Any:
     finally:
         if sys.modules.get(_COMPILER) is stand_in:
             del sys.modules[_COMPILER]
+
+
+@contextmanager
+def without_compiler() -> Iterator[None]:
+    """Keep PyTorch from importing its compiler within this context, for a process that compiles nothing and then ends.
+
+    Several operations on the meta device are marked as not to be compiled when they are first used, and the mark alone
+    imports the compiler, for a second. They stay unmarked; so this is nothing for a library's caller.
+    """
+    if _WHOLE in sys.modules:
+        yield
+        return
+    stand_in = ModuleType(_WHOLE)
+    stand_in.disable = lambda function, *_, **__: function  # type: ignore[attr-defined]
+    sys.modules[_WHOLE] = stand_in
+    try:
+        yield
+    finally:
+        if sys.modules.get(_WHOLE) is stand_in:
+            del sys.modules[_WHOLE]

@@ -85,8 +85,8 @@ def train(
         states: Where to resume from and save to; None trains in one go.
         stop: Asked after every step; a signal number ends the training with its state saved.
         progress: Told about every step.
-        eager: On a GPU, launch every operation by itself, and PyTorch's own, instead of recording a step with kernels of
-            ours and repeating it.
+        eager: On a GPU, launch every operation by itself, all of them PyTorch's, instead of recording a step with our
+            kernels and repeating it.
 
     Raises:
         Interrupted: `stop` asked for it. The same call goes on from there.

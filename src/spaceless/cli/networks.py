@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 from spaceless.cli.options import Json, K, app
@@ -45,15 +46,17 @@ def inspect(
 
     """
     from spaceless import show
+    from spaceless.imports import without_compiler
     from spaceless.inspection import inspect_model
 
     if batch is not None and not latency:
         raise InputError("batch", found=f"{batch} without --latency", expected="both", cure="add --latency")
 
-    found = inspect_model(
-        model, classes=classes, image_size=image_size, method=method, k=k, only=only, downsample=downsample,
-        width=width, batch=(1 if batch is None else batch) if latency else None,
-    )
+    with nullcontext() if model.startswith("timm:") else without_compiler():  # timm asks the compiler itself
+        found = inspect_model(
+            model, classes=classes, image_size=image_size, method=method, k=k, only=only, downsample=downsample,
+            width=width, batch=(1 if batch is None else batch) if latency else None,
+        )
     show.inspection(found, as_json)
 
 
