@@ -37,7 +37,11 @@ def test_where_it_is_loaded_already_nothing_stands_in_for_anything(monkeypatch):
 INSPECTED = """
 import json, sys
 from spaceless.cli import main
-main(["inspect", "torchvision:resnet18", "--classes", "10", "--image-size", "32", "--json"])
+sys.argv = ["spaceless", "inspect", "torchvision:resnet18", "--classes", "10", "--image-size", "32", "--json"]
+try:
+    main()
+except SystemExit as ended:
+    assert not ended.code
 before = sorted(name for name in sys.modules if name.startswith("torch._dynamo"))
 import torch
 compiled = torch.compile(torch.nn.ReLU(), backend="eager")(torch.tensor([-1.0, 2.0])).tolist()
