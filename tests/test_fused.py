@@ -167,6 +167,29 @@ def test_what_cannot_be_joined_stays():
     assert torch.allclose(step(network, x, y), step(own, x, y), rtol=1e-4)
 
 
+class Spread(nn.Module):
+    """A sum with something smaller, which PyTorch spreads over the map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.short = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.Conv2d(3, 6, 1)
+        self.head = nn.Linear(6, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.norm(self.conv(x)) + self.short(x.mean((2, 3), keepdim=True)))
+        return self.head(y.mean((2, 3)))
+
+
+def test_a_residual_of_another_size_is_spread_as_ever():
+    torch.manual_seed(0)
+    model = Spread().to(DEVICE).train()
+    own = copy.deepcopy(model)
+    network = fused(model, 8)
+    assert network is not model
+    x, y = images(side=8)
+    assert torch.allclose(step(network, x, y), step(own, x, y), rtol=1e-4)
+
+
 def test_a_network_that_would_not_be_itself_is_left_alone(monkeypatch):
     model = residual()
     right = Normalised.forward

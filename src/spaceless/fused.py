@@ -48,7 +48,8 @@ class Normalised(nn.Module):
             assert isinstance(conv, nn.Conv2d)
             offset = conv.bias
             x = conv._conv_forward(x, conv.weight, None)
-        if x.dim() != 4 or x.numel() >= 1 << 31:  # numbers that the kernels do not count to
+        odd = residual is not None and (residual.shape, residual.dtype) != (x.shape, x.dtype)
+        if odd or x.dim() != 4 or x.numel() >= 1 << 31:  # the kernels' integers end there
             x = self.norm(x if offset is None else x + offset[:, None, None])
             x = x if residual is None else x + residual
             return functional.relu(x) if self.relu else x
