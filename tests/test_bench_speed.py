@@ -5,6 +5,7 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -289,6 +290,29 @@ def test_naive_passes_are_the_passes_of_ours():
     found = ours(model, data, repeats=4)
     seek(model, 0, "eval")
     assert evaluate.naive_passes(model, data, 4, "fp32") == pytest.approx(found.top1)
+
+
+def test_several_at_once_are_counted_together_and_none_may_come_late(monkeypatch):
+    asked: list[float] = []
+    late = 0.0
+
+    def worker(side: str, network: object, seconds: float, words: tuple[str, str]) -> dict[str, object]:
+        asked.append(float(words[1]))
+        return {"images_per_second": 64.0, "batch": 128, "began": asked[-1] + late, "warnings": ["slow"]}
+
+    monkeypatch.setattr(floor, "in_worker", worker)
+    case = floor.Together(TINY, (1, 3), Target(least=0.25))
+    found = floor._together(case, 1e9, 0.1)
+    assert len(asked) == 4 * 3
+    assert all(at > time.time() for at in asked)
+    assert found["times"] == {"1 at once": [2.0] * 3, "3 at once": [pytest.approx(2 / 3)] * 3}
+    share = floor.step_flops(cost(TINY.build(), 16).macs, 128) / (2 / 3) / 1e9
+    assert found["figures"][1]["median"] == pytest.approx(share, rel=1e-2)
+    assert found["figures"][0]["target"] is None and found["figures"][1]["target"] == {"least": 0.25}
+    assert found["warnings"] == ["slow"]
+    late = 5.0
+    with pytest.raises(SpacelessError, match=r"one that began 5\.0 s after the others"):
+        floor._together(case, 1e9, 0.1)
 
 
 def test_floor_counts_three_passes_of_two_operations():

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from spaceless import fused as room
 from spaceless.evaluation import evaluate
-from spaceless.fused import Halves, Normalised, Pooled, fused
+from spaceless.fused import Halves, Normalised, Pooled, quick
 from spaceless.models import build_model
 from spaceless.surgery import remove_spatial
 from test_training import made_data
@@ -33,6 +33,13 @@ def images(count: int = 16, side: int = 32) -> tuple[Tensor, Tensor]:
     source = torch.Generator().manual_seed(1)
     x = torch.randn(count, 3, side, side, generator=source).to(DEVICE)
     return x.contiguous(memory_format=torch.channels_last), torch.arange(count, device=DEVICE) % 10
+
+
+def joined(model: nn.Module, image_size: int) -> nn.Module:
+    found = quick(model, image_size, kernels=True)
+    assert isinstance(found, Halves)
+    assert found.network is not model
+    return found.network
 
 
 def step(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -84,10 +91,10 @@ def test_all_that_can_be_joined_is(name, norms, relus, pools):
 @pytest.mark.parametrize("shuffled", [0, 2])
 def test_it_is_the_same_network_in_fewer_parts(shuffled):
     model, own = residual(shuffled), residual(shuffled)
-    network = fused(model, 8)
-    joined = [module for module in network.modules() if isinstance(module, Normalised)]
-    assert [each.relu for each in joined].count(True) == 4
-    assert len(joined) == 5  # with that of the shortcut
+    network = joined(model, 8)
+    parts = [module for module in network.modules() if isinstance(module, Normalised)]
+    assert [each.relu for each in parts].count(True) == 4
+    assert len(parts) == 5  # with that of the shortcut
     assert {id(p) for p in network.parameters()} == {id(p) for p in model.parameters()}
     x, y = images(side=8)
     for _ in range(3):
@@ -104,7 +111,7 @@ def test_the_casts_leave_the_network_as_it_was_and_train_it():
     x, y = images(side=8)
     losses: dict[bool, list[float]] = {False: [], True: []}
     for halved, each in ((False, own), (True, model)):
-        network = Halves(fused(each, 8)) if halved else each
+        network = quick(each, 8, kernels=True) if halved else each
         optimizer = torch.optim.SGD(each.parameters(), lr=0.1, momentum=0.9)
         for _ in range(8):
             torch.manual_seed(2)
@@ -160,7 +167,7 @@ def test_what_cannot_be_joined_stays():
     torch.manual_seed(0)
     model = Unusual().to(DEVICE).train()
     own = copy.deepcopy(model)
-    network = fused(model, 16)
+    network = joined(model, 16)
     (only,) = (module for module in network.modules() if isinstance(module, Normalised))
     assert only.norm is model.once and only.conv is None and not only.relu
     x, y = images(side=16)
@@ -184,19 +191,25 @@ def test_a_residual_of_another_size_is_spread_as_ever():
     torch.manual_seed(0)
     model = Spread().to(DEVICE).train()
     own = copy.deepcopy(model)
-    network = fused(model, 8)
-    assert network is not model
+    network = joined(model, 8)
     x, y = images(side=8)
     assert torch.allclose(step(network, x, y), step(own, x, y), rtol=1e-4)
 
 
-def test_a_network_that_would_not_be_itself_is_left_alone(monkeypatch):
+def test_a_network_that_would_not_be_itself_is_not_joined(monkeypatch):
     model = residual()
     right = Normalised.forward
     monkeypatch.setattr(Normalised, "forward", lambda self, x, residual=None: 1.1 * right(self, x, residual))
-    assert fused(model, 8) is model
+    with pytest.warns(UserWarning, match="without our kernels, .* other answers or running statistics"):
+        found = quick(model, 8, kernels=True)
+    assert isinstance(found, Halves) and found.network is model
+
+
+def test_where_there_is_nothing_to_join_only_the_casts_are():
     plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 10)).to(DEVICE)
-    assert fused(plain, 8) is plain
+    for kernels in (True, False):
+        found = quick(plain, 8, kernels=kernels)
+        assert isinstance(found, Halves) and found.network is plain
 
     class Choosing(nn.Module):
         def __init__(self) -> None:
@@ -206,8 +219,98 @@ def test_a_network_that_would_not_be_itself_is_left_alone(monkeypatch):
         def forward(self, x: Tensor) -> Tensor:
             return self.norm(x) if float(x.detach().sum()) > 0 else x
 
-    choosing = nn.Sequential(nn.Conv2d(3, 3, 1), Choosing()).to(DEVICE)
-    assert fused(choosing, 8) is choosing
+    choosing = nn.Sequential(nn.Conv2d(3, 3, 1), Choosing(), nn.Flatten(), nn.Linear(3 * 64, 10)).to(DEVICE)
+    assert room._rewritten(choosing, 8) is None
+
+
+class Stem(nn.Module):
+    """A normalised convolution and a head, between which a subclass does something unusual."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.Linear(6, 10)
+
+    def stem(self, x: Tensor) -> Tensor:
+        return torch.relu(self.norm(self.conv(x))).mean((2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.stem(x))
+
+
+class Frozen(Stem):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            x = self.stem(x)
+        return self.head(x)
+
+
+class Wide(Stem):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        with torch.autocast(DEVICE, enabled=False):
+            return self.head(x.float())
+
+
+@pytest.mark.parametrize("kind", [Frozen, Wide])
+def test_what_a_graph_does_not_hold_is_not_rewritten(kind):
+    torch.manual_seed(0)
+    model = kind().to(DEVICE).train()
+    assert room._rewritten(model, 8) is None
+    x, y = images(side=8)
+    if kind is Frozen:
+        found = quick(model, 8, kernels=True)
+        assert isinstance(found, Halves)
+    else:
+        with pytest.warns(UserWarning, match="as it is, .* dtype"):
+            found = quick(model, 8, kernels=True)
+        assert found is model
+    with torch.autocast(DEVICE, torch.bfloat16):
+        functional.cross_entropy(found(x).float(), y).backward()
+    if isinstance(found, Halves):
+        found.hand_back()
+    assert (model.conv.weight.grad is None) == (kind is Frozen)
+    assert model.head.weight.grad.any()
+
+
+def test_hooks_are_called():
+    model, called = Stem().to(DEVICE).train(), []
+    model.norm.register_forward_hook(lambda *_: called.append(1))
+    found = quick(model, 8, kernels=True)
+    called.clear()
+    with torch.autocast(DEVICE, torch.bfloat16):
+        found(images(side=8)[0])
+    assert called == [1]
+
+
+def test_a_network_that_cannot_be_copied_is_trained_as_it_is():
+    model = Stem().to(DEVICE).train()
+    model.cache = (x for x in ())  # no generator can be copied
+    with pytest.warns(UserWarning, match="Stem is trained as it is"):
+        assert quick(model, 8, kernels=True) is model
+
+
+def test_a_gradient_that_comes_by_another_way_is_added():
+    weight = nn.Parameter(torch.randn(4, 4, device=DEVICE))
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.own = nn.Linear(4, 4, bias=False, device=DEVICE), weight
+            self.linear.weight = weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(x) + x @ self.own
+
+    x = torch.randn(3, 4, device=DEVICE)
+    gradients = []
+    for network in (Twice(), Halves(Twice())):
+        weight.grad = None
+        with torch.autocast(DEVICE, torch.bfloat16):
+            network(x).float().sum().backward()
+        if isinstance(network, Halves):
+            network.hand_back()
+        gradients.append(weight.grad.clone())
+    assert torch.allclose(*gradients, rtol=2e-2, atol=2e-2)
 
 
 def test_kernels_that_do_not_work_are_said_to_once(monkeypatch):

@@ -16,6 +16,7 @@ from spaceless.recorded import Steps
 from spaceless.shuffle import Shuffle
 from spaceless.surgery import remove_spatial
 from spaceless.training import States, train
+from spaceless.trial import ShuffleOptions
 from test_training import ADAMW, SGD, after, made_data, network
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -60,9 +61,41 @@ def test_what_the_gpus_own_kernel_is_given_moves_the_maps_alike():
                 assert torch.equal(layer(x), own)
 
 
+def test_a_pass_of_another_size_changes_nothing_that_is_drawn_ahead():
+    layer = Shuffle(5, 0, per_image=True)
+    whole, last = torch.randn(4, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    layer(whole)
+    ahead = Ahead([layer])
+    layer(last)
+    ahead.fill(30)
+    layer.passes["train"] = 30
+    own = layer(whole)
+    with ahead:
+        assert torch.equal(layer(whole), own)
+
+
+def test_a_network_that_draws_on_the_host_is_not_recorded():
+    steps = Steps(lambda *_: torch.rand(1), nn.Identity(), (), recording=True)
+    steps.make(0, 4, (torch.zeros(2),))
+    with pytest.warns(UserWarning, match="draws random numbers on the host"):
+        steps.make(1, 4, (torch.zeros(2),))
+    for number in range(2, 6):  # on a CPU a recording would fail
+        steps.make(number, 4, (torch.zeros(2),))
+
+    model = nn.BatchNorm1d(2)
+
+    def moved(*_: object) -> None:
+        model.running_mean = 0.9 * model.running_mean
+
+    steps = Steps(moved, model, (), recording=True)
+    steps.make(0, 4, (torch.zeros(2),))
+    with pytest.warns(UserWarning, match="changes its tensors for others"):
+        steps.make(1, 4, (torch.zeros(2),))
+
+
 def test_without_a_recording_every_step_is_a_call():
     calls: list[tuple[int, Tensor]] = []
-    steps = Steps(lambda whole, x: calls.append((whole, x)), (), recording=False)
+    steps = Steps(lambda whole, x: calls.append((whole, x)), nn.Identity(), (), recording=False)
     for number in range(6):
         steps.make(number, 4, (torch.full((2,), number),))
     assert [whole for whole, _ in calls] == [4] * 6
@@ -103,6 +136,23 @@ def test_a_recorded_training_goes_on_after_an_interruption(tmp_path):
     resumed = network(2).cuda()
     train(resumed, made_data(100), LONG, 3, states=states)
     close(model, resumed)
+
+
+@on_gpu
+@pytest.mark.parametrize("options", [{"per_image": True}, {"patch": 2}, {"channels": True}], ids=str)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_kind_of_shuffle_is_recorded(options, precision):
+    both = []
+    for eager in (False, True):
+        kind = "channel_shuffle" if options == {"channels": True} else "shuffle"
+        own = remove_spatial(network(0), kind, 2, image_size=8, shuffle=ShuffleOptions(
+            **{} if kind == "channel_shuffle" else options))[0].cuda()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            both.append((own, train(own, made_data(44), LONG, 3, precision=precision, eager=eager)))
+    if precision == "fp32" and "per_image" not in options:
+        close(both[0][0], both[1][0])
+    assert both[0][1].history[-1].loss == pytest.approx(both[1][1].history[-1].loss, rel=0.2)
 
 
 @on_gpu

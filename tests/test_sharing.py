@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from spaceless import sharing
 from spaceless.sharing import shared_gpu
 
 PLACES = ("CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY")
@@ -17,6 +18,7 @@ def path(tmp_path, monkeypatch) -> Path:
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder) + os.pathsep + os.defpath)
+    monkeypatch.setattr(sharing, "_PROBE", "import os; assert os.environ['CUDA_MPS_PIPE_DIRECTORY']")
     for name in PLACES:
         monkeypatch.delenv(name, raising=False)
     return folder
@@ -26,14 +28,17 @@ def service(path: Path, status: int = 0) -> Path:
     """Put a program there that notes how it is called, where it is asked to live and what it is told."""
     notes = path / "notes"
     program = path / "nvidia-cuda-mps-control"
-    program.write_text(
-        f'#!/bin/sh\necho "$* $CUDA_MPS_PIPE_DIRECTORY" >> {notes}\n[ "$1" = -d ] || cat >> {notes}\nexit {status}\n',
-        encoding="utf-8")
+    program.write_text(f"""#!/bin/sh
+echo "$* $CUDA_MPS_PIPE_DIRECTORY$CUDA_VISIBLE_DEVICES" >> {notes}
+[ "$1" = -d ] || cat >> {notes}
+exit {status}
+""", encoding="utf-8")
     program.chmod(0o755)
     return notes
 
 
-def test_it_is_started_in_a_place_of_its_own_and_told_to_quit(path):
+def test_it_is_started_in_a_place_of_its_own_and_told_to_quit(path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")  # for the processes, not for the service
     notes = service(path)
     with shared_gpu() as shared:
         assert shared
@@ -68,4 +73,12 @@ def test_without_it_processes_take_turns(path):
     service(path, status=3)
     with pytest.warns(UserWarning, match="take turns"), shared_gpu() as shared:
         assert not shared
+
+
+def test_one_that_starts_and_does_not_serve_is_told_to_quit(path, monkeypatch):
+    notes = service(path)
+    monkeypatch.setattr(sharing, "_PROBE", "raise SystemExit(1)")
+    with pytest.warns(UserWarning, match="does not serve"), shared_gpu() as shared:
+        assert not shared
+    assert notes.read_text(encoding="utf-8").endswith("quit\n")
     assert not any(name in os.environ for name in PLACES)

@@ -9,7 +9,7 @@ import torch
 
 from spaceless.shuffle import Shuffle, draw_permutations
 
-_STEPS = 16  # that are drawn in one go
+_STEPS, _NUMBERS = 16, 1 << 26  # that are drawn in one go, if they are no more numbers than that
 
 
 class Ahead:
@@ -26,7 +26,10 @@ class Ahead:
     def __init__(self, layers: Sequence[Shuffle], *, moves: bool = False) -> None:
         """Reserve the places on the devices of the maps."""
         self.layers = list(layers)
+        self.shapes = [layer.shape for layer in self.layers]
         self.moving = [moves and layer.plain for layer in self.layers]
+        numbers = sum(layer.wanted("train", 0)[0] * layer.length for layer in self.layers)
+        self.steps = max(1, min(_STEPS, _NUMBERS // max(1, numbers)))
         self.first, self.drawn = 0, [[torch.empty(0)]] * len(self.layers)
         self._draw(0)
         self.places = [[torch.empty_like(each[0]) for each in drawn] for drawn in self.drawn]
@@ -35,21 +38,23 @@ class Ahead:
         """Put the permutations of training step `step` (from 0) into the places."""
         if not self.layers:
             return
-        if not self.first <= step < self.first + _STEPS:
+        if not self.first <= step < self.first + self.steps:
             self._draw(step)
         torch._foreach_copy_([place for places in self.places for place in places],
                              [each[step - self.first] for drawn in self.drawn for each in drawn])
 
     def _draw(self, first: int) -> None:
         """Draw for the steps from `first` on: one sort for all maps of a size."""
+        for layer, shape in zip(self.layers, self.shapes, strict=True):
+            layer.shape = shape  # a pass of another size may have come between
         alike = defaultdict(list)
         for number, layer in enumerate(self.layers):
             alike[layer.length, self.moving[number]].append(number)
         for (length, moving), numbers in alike.items():
             layers = [self.layers[number] for number in numbers]
-            wanted = [layer.wanted("train", step) for step in range(first, first + _STEPS) for layer in layers]
+            wanted = [layer.wanted("train", step) for step in range(first, first + self.steps) for layer in layers]
             rows = [count for count, _ in wanted[:len(layers)]]
-            sets = draw_permutations(wanted, length, layers[0].device).view(_STEPS, sum(rows), length)
+            sets = draw_permutations(wanted, length, layers[0].device).view(self.steps, sum(rows), length)
             kinds = [sets]
             if moving:
                 order = torch.arange(length, device=sets.device).expand_as(sets)

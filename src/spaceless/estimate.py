@@ -116,7 +116,7 @@ def _look(planned: Sequence[Planned], place: Place, *, foresee: bool) -> Estimat
             epochs = _STEPS_ON_GPU if device.type == "cuda" else _STEPS
             recipe = trial.recipe.model_copy(update={"epochs": epochs, "augment": "none"})
             plain = Trial(model=trial.model, data="noise", width=trial.width, recipe=recipe)
-            speed = _images_per_second(plain, size.classes, size.image_size, device)
+            speed = _images_per_second(plain, size.classes, size.image_size, device, place.eager)
             found.probes[f"{trial.model} x {trial.width:g} at {size.image_size} pixels"] = speed
             if plain.id not in costs:
                 costs[plain.id] = _macs(plain, size)
@@ -159,7 +159,9 @@ def _macs(trial: Trial, size: _Size) -> int:
 
 
 @lru_cache(maxsize=64)
-def _images_per_second(trial: Trial, classes: int, image_size: int, device: torch.device) -> float:
+def _images_per_second(
+    trial: Trial, classes: int, image_size: int, device: torch.device, eager: bool,
+) -> float:
     """Measure the training of the network of `trial` on noise: the fastest of a few steps of its batch size."""
     model, _ = build(trial, classes, image_size)
     model.to(device)
@@ -170,7 +172,8 @@ def _images_per_second(trial: Trial, classes: int, image_size: int, device: torc
         labels = torch.arange(images) % classes
         noise = Dataset("noise", "noise", "", pixels, labels, pixels[:1], labels[:1], tuple(map(str, range(classes))))
         recipe = trial.recipe.model_copy(update={"batch_size": images})
-        return max(epoch.images_per_second for epoch in train(model, noise, recipe, 0, precision=precision).history)
+        return max(epoch.images_per_second for epoch in train(
+            model, noise, recipe, 0, precision=precision, eager=eager).history)
 
     few = min(_FEW, trial.recipe.batch_size)
     speed = measured(few)

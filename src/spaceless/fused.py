@@ -12,7 +12,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -63,7 +63,7 @@ class Pooled(nn.Module):
         """Return them for a map x (N, C, H, W)."""
         from spaceless import kernels
 
-        if x.shape[2] % 2 or x.shape[3] % 2:
+        if x.dim() != 4 or x.shape[2] % 2 or x.shape[3] % 2 or x.numel() >= 1 << 31:
             return functional.max_pool2d(x, 2)
         return kernels.pooled(x)
 
@@ -78,8 +78,10 @@ class Halves:
         """Make a bf16 copy of the weights of all convolutions and linear layers of `network`."""
         self.network = network
         places = [
-            (module, name, parameter) for module in network.modules() if type(module) in (nn.Conv2d, nn.Linear)
-            for name, parameter in module.named_parameters(recurse=False) if parameter.requires_grad]
+            (module, name, parameter) for module in network.modules()
+            if type(module) in (nn.Conv2d, nn.Linear) and not _hooked(module)
+            for name, parameter in module.named_parameters(recurse=False)
+            if name in ("weight", "bias") and parameter.requires_grad]
         self.wholes: list[Tensor] = list(dict.fromkeys(parameter for _, _, parameter in places))
         self.halves: list[Tensor] = [nn.Parameter(whole.detach().to(torch.bfloat16)) for whole in self.wholes]
         half_of = dict(zip(self.wholes, self.halves, strict=True))
@@ -106,16 +108,32 @@ class Halves:
         gradients = [torch.empty_like(whole) for whole, _ in used]
         torch._foreach_copy_(gradients, [gradient for _, gradient in used])
         for (whole, _), gradient in zip(used, gradients, strict=True):
-            whole.grad = gradient
+            whole.grad = gradient if whole.grad is None else whole.grad + gradient
 
 
-def fused(model: nn.Module, image_size: int) -> nn.Module:
-    """Return `model`, in training mode, with its own parameters and buffers and fewer trips through memory.
+def quick(model: nn.Module, image_size: int, *, kernels: bool) -> nn.Module | Halves:
+    """Return the fastest way to run `model`, in training mode and in bf16, that does what `model` does.
 
-    `model` itself is returned where nothing can be fused, or not to the same results.
+    Args:
+        model: Parameters and buffers stay its own.
+        image_size: The side of the images.
+        kernels: Whether our kernels work here, see `kernels_work`.
+
     """
-    changed = _rewritten(model, image_size)
-    return changed if changed is not None and _same(model, image_size) else model
+    why = None
+    for joined in (True, False) if kernels else (False,):
+        try:
+            network = _rewritten(model, image_size) if joined else model
+            if network is None:  # there is nothing to join
+                continue
+            if (why := _difference(model, image_size, joined=joined)) is None:
+                return Halves(network)
+        except Exception as error:  # the network's own code, traced, copied, and run on other types
+            why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
+        warnings.warn(
+            f"{type(model).__name__} is trained {'without our kernels' if joined else 'as it is'}, since with them it "
+            f"would not be the same: {why}", stacklevel=3)
+    return model
 
 
 @lru_cache(maxsize=8)
@@ -134,9 +152,13 @@ def kernels_work(device: torch.device) -> bool:
 
 def _rewritten(model: nn.Module, image_size: int) -> nn.Module | None:
     """Return `model` as a graph in which what can be joined is; None if there is nothing."""
+    device = next(iter(model.parameters())).device
     try:
-        graph = trace_graph(model, image_size)
+        with torch.autocast(device.type, torch.bfloat16):  # so that a part which leaves it out shows
+            graph = trace_graph(model, image_size)
     except InputError:
+        return None
+    if len({node.meta.get("modes") for node in graph.nodes}) > 1:
         return None
     found = fx.GraphModule(model, graph)
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
@@ -146,7 +168,7 @@ def _rewritten(model: nn.Module, image_size: int) -> nn.Module | None:
         if type(module) is nn.BatchNorm2d and calls[node.target] == 1 and _plain(module):
             _join(found, node, module, calls, f"joined_{joined}")
             joined += 1
-        elif type(module) is nn.MaxPool2d and _halves(module):
+        elif type(module) is nn.MaxPool2d and _halves(module) and not _hooked(module):
             found.add_submodule(f"joined_{joined}", Pooled())
             node.target = f"joined_{joined}"
             joined += 1
@@ -156,8 +178,14 @@ def _rewritten(model: nn.Module, image_size: int) -> nn.Module | None:
     return found if joined else None
 
 
+def _hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+                or module._backward_pre_hooks)
+
+
 def _plain(norm: nn.BatchNorm2d) -> bool:
-    return norm.training and norm.affine and norm.track_running_stats and norm.momentum is not None
+    usual = norm.affine and norm.track_running_stats and norm.momentum is not None
+    return norm.training and usual and not _hooked(norm)
 
 
 def _halves(pool: nn.MaxPool2d) -> bool:
@@ -176,7 +204,8 @@ def _join(
     if first.op == "call_module" and len(first.users) == 1 and calls[first.target] == 1:
         before = found.get_submodule(str(first.target))
         inner = before.conv if type(before) is ShuffleConv else before
-        if type(inner) is nn.Conv2d and inner.bias is not None and inner.padding_mode == "zeros":
+        hooked = _hooked(before) or _hooked(inner)
+        if type(inner) is nn.Conv2d and inner.bias is not None and inner.padding_mode == "zeros" and not hooked:
             conv = before
     last, residual = node, None
     if (behind := _only_user(node)) is not None and _is(behind, found, _SUMS, None) and not behind.kwargs:
@@ -203,24 +232,54 @@ def _only_user(node: fx.Node) -> fx.Node | None:
 
 def _is(node: fx.Node, found: fx.GraphModule, functions: tuple[Any, ...], kind: type[nn.Module] | None) -> bool:
     if node.op == "call_module":
-        return kind is not None and type(found.get_submodule(str(node.target))) is kind
+        module = found.get_submodule(str(node.target))
+        return kind is not None and type(module) is kind and not _hooked(module)
     return node.op in ("call_function", "call_method") and node.target in functions
 
 
-def _same(model: nn.Module, image_size: int) -> bool:
-    """Tell whether both ways come to the same answers and running statistics, on copies and on noise."""
-    found = []
-    for rewrite in (False, True):
-        own = copy.deepcopy(model)
-        network = _rewritten(own, image_size) if rewrite else own
-        assert network is not None
-        seek(own, 0)
-        x = example_input(own, image_size)
-        source = torch.Generator(x.device).manual_seed(0)
-        x = torch.randn(_IMAGES, *x.shape[1:], device=x.device, generator=source)
-        with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []), torch.no_grad():
-            torch.manual_seed(0)
+def _difference(model: nn.Module, image_size: int, *, joined: bool) -> str | None:
+    """Compare both ways on copies and on noise; return what differs, or None.
+
+    In fp32 answers and running statistics agree up to rounding. In bf16, whose rounding a deep network multiplies, what
+    can be compared is which parameters learn, and the type of the answers.
+    """
+    if joined:
+        ours, own = (_run(model, image_size, joined=each, half=False) for each in (True, False))
+        for a, b in zip((ours.answers, *ours.buffers), (own.answers, *own.buffers), strict=True):
+            if a.numel() and not float((a - b).abs().max()) <= _APART * max(_APART, float(b.abs().max())):
+                return "other answers or running statistics"
+    ours, own = (_run(model, image_size, joined=each and joined, half=each, cast=True) for each in (True, False))
+    if ours.answers.dtype != own.answers.dtype:
+        return f"answers in {ours.answers.dtype}, not {own.answers.dtype}"
+    if odd := sorted(ours.learning ^ own.learning):
+        return f"a gradient for {odd[0]}" if odd[0] in ours.learning else f"no gradient for {odd[0]}"
+    return None
+
+
+class _Run(NamedTuple):
+    """The answers of a network, its buffers of real numbers, and the names of the parameters that got a gradient."""
+
+    answers: Tensor
+    buffers: list[Tensor]
+    learning: set[str]
+
+
+def _run(model: nn.Module, image_size: int, *, joined: bool, half: bool, cast: bool = False) -> _Run:
+    """Run a copy of `model` once, forwards and, in bf16 (`cast`), backwards."""
+    own = copy.deepcopy(model)
+    network: Any = _rewritten(own, image_size) if joined else own
+    network = Halves(network) if half else network
+    seek(own, 0)
+    x = example_input(own, image_size)
+    source = torch.Generator(x.device).manual_seed(0)
+    x = torch.randn(_IMAGES, *x.shape[1:], device=x.device, generator=source)
+    with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []), torch.set_grad_enabled(cast):
+        torch.manual_seed(0)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=cast):
             answers = network(x.contiguous(memory_format=torch.channels_last))
-        found.append([answers, *(buffer for buffer in own.buffers() if buffer.is_floating_point())])
-    return all(float((a - b).abs().max()) <= _APART * max(_APART, float(a.abs().max()))
-               for a, b in zip(*found, strict=True))
+        if cast:
+            answers.float().square().mean().backward()
+            if half:
+                network.hand_back()
+    learning = {name for name, parameter in own.named_parameters() if parameter.grad is not None}
+    return _Run(answers.detach(), [b for b in own.buffers() if b.is_floating_point()], learning)

@@ -12,7 +12,7 @@ import triton.language as tl
 
 @triton.jit
 def take(x, moves, y, positions, channels, tall: tl.constexpr, wide: tl.constexpr):
-    """From x[n, moves[p, c], c] to y[n, p, c], by way of shared memory: the reads are narrow, at random places."""
+    """From x[n, moves[p, c], c] to y[n, p, c]: memory is read in order, and what was read is exchanged."""
     image = tl.program_id(0).to(tl.int64) * positions * channels
     p, c = tl.arange(0, tall), tl.program_id(1) * wide + tl.arange(0, wide)
     places = p[:, None] * channels + c[None, :]

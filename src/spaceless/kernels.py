@@ -50,11 +50,13 @@ def permute(x: Tensor, moves: tuple[Tensor, Tensor]) -> Tensor:
     """Permute the positions of every channel of x (N, C, H, W), as `permute_positions` does; channels_last.
 
     Args:
-        x: With at most 1024 positions, all of which lie in shared memory at once.
+        x: With at most 1024 positions, all of which a program holds at once.
         moves: A permutation for every channel and its inverse, each int32 (H*W, C): position p of channel c takes the
             value at the first's [p, c].
 
     """
+    if any(each.shape != (x.shape[2] * x.shape[3], x.shape[1]) for each in moves):
+        raise ValueError(f"moves of {tuple(moves[0].shape)} for maps of {tuple(x.shape)}")
     return _Permuted.apply(x, *moves)  # type: ignore[no-any-return]
 
 
@@ -170,11 +172,19 @@ def pooled(x: Tensor) -> Tensor:
 
 
 def works(device: torch.device) -> str | None:
-    """Try one of the kernels on `device`; return None if it works, or why not: Triton needs a C compiler to start."""
+    """Try the kernels on `device`; return None if they work, or why not: Triton needs a C compiler to start."""
     try:
-        x = torch.arange(8.0, device=device).view(1, 2, 2, 2).contiguous(memory_format=torch.channels_last)
-        if not torch.equal(pooled(x), functional.max_pool2d(x, 2)):
-            return "a wrong result"
+        with torch.enable_grad():
+            x = torch.arange(16.0, device=device).view(2, 2, 2, 2).contiguous(memory_format=torch.channels_last)
+            x.requires_grad_()
+            order = torch.tensor([[1, 0], [0, 3], [2, 1], [3, 2]], dtype=torch.int32, device=device)
+            norm = torch.nn.BatchNorm2d(2, device=device)
+            y = pooled(normalised(permute(x, (order, order)), norm, residual=x, relu=True))
+            torch.autograd.backward(y.sum())
+            places = order.t().long().expand(2, 2, 4)
+            z = functional.relu(norm(x.flatten(2).gather(2, places).view(x.shape)) + x)
+            if not torch.allclose(y, functional.max_pool2d(z, 2), rtol=1e-3, atol=1e-3):
+                return "a wrong result"
     except Exception as error:  # whatever stands in the way
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
     return None

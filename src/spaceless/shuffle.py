@@ -48,7 +48,7 @@ def draw_permutations(
     return keys.sort(dim=1).values.bitwise_and_((1 << bits) - 1)
 
 
-_LONGEST = 1024  # positions of a map that the kernel for a GPU permutes: all of them lie in shared memory at once
+_LONGEST = 1024  # positions of a map that the kernel for a GPU permutes: a program holds all of them at once
 
 
 class _Gather(torch.autograd.Function):

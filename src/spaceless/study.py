@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -97,6 +97,8 @@ def run_study(
         if cluster is None and jobs > 1 and len(todo) > 1:
             if choose_device(place.device).type == "cuda":
                 stack.enter_context(shared_gpu())
+                # One that then finds no GPU must say so, and not go on without.
+                place = replace(place, device="cuda" if place.device == "auto" else place.device)
             hands = stack.enter_context(Processes(plan, place, note, jobs=min(jobs, len(todo)), threads=each))
         elif cluster is None:
             torch.set_num_threads(each)

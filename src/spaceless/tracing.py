@@ -99,6 +99,12 @@ _LAYERS = (nn.Conv2d, nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm
 class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True  # what is computed from a buffer stays computed: here it would be a tensor on meta
 
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        # What a graph does not hold: under no_grad, or with autocast switched off, it would compute something else.
+        node.meta["modes"] = torch.is_grad_enabled(), *(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda"))
+        return node
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return _is_ours(m) or isinstance(m, _LAYERS) or super().is_leaf_module(m, module_qualified_name)
 

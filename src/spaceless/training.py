@@ -28,7 +28,7 @@ from spaceless.distributed import average_gradients, from_first, gathered, highe
 from spaceless.errors import Interrupted
 from spaceless.evaluation import autocast, in_format
 from spaceless.fast_layers import fast_layers
-from spaceless.fused import Halves, fused, kernels_work
+from spaceless.fused import Halves, kernels_work, quick
 from spaceless.recorded import Steps, own_stream
 from spaceless.resuming import resumed
 from spaceless.schedule import learning_rate
@@ -101,9 +101,9 @@ def train(
     if precision == "bf16":
         model.to(memory_format=torch.channels_last)
     model.train()
-    optimizer = _optimizer(model, recipe)
-    layers = list(shuffles(model))
     recording = device.type == "cuda" and mine.count == 1 and not eager
+    optimizer = _optimizer(model, recipe, recording)
+    layers = list(shuffles(model))
     history: list[Epoch] = []
     step, spent, sums = 0, 0.0, torch.zeros(3, dtype=torch.float64, device=device)  # loss, correct, images
     before = from_first(
@@ -143,7 +143,7 @@ def train(
         network: nn.Module | Halves = parallel
         moves = recording and precision == "bf16" and kernels_work(device)
         if recording and precision == "bf16":
-            network = Halves(fused(model, data.image_size) if moves else model)
+            network = quick(model, data.image_size, kernels=moves)
         feed = training_feed(data, recipe, seed, step, device, mine)
         stack.enter_context(closing(feed.work))
 
@@ -164,7 +164,8 @@ def train(
                 sums.add_(torch.stack([
                     cost.double() * whole, (logits.argmax(1) == y).sum().double(), sums.new_full((), len(y))]))
 
-        steps = Steps(work, layers, recording=recording, moves=moves)
+        stack.callback(optimizer.zero_grad, set_to_none=True)  # gradients lie in the memory of the recordings
+        steps = Steps(work, model, layers, recording=recording, moves=moves)
         for parts, broken in feed.work:
             left_out.add(broken)
             epoch, within = divmod(step, per_epoch)
@@ -225,15 +226,16 @@ def _finite(model: nn.Module) -> bool:
     return all(bool(weight.isfinite().all()) for weight in model.parameters())
 
 
-def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Return the optimiser of `recipe`; on a GPU its rate lies there too, where recorded steps look for it."""
+def _optimizer(model: nn.Module, recipe: Recipe, recording: bool) -> torch.optim.Optimizer:
+    """Return the optimiser of `recipe`; for `spaceless.recorded` its rate lies on the GPU, where it can be changed."""
     device = next(iter(model.parameters())).device
-    gpu = device.type == "cuda"
     common: dict[str, Any] = {
-        "lr": torch.tensor(recipe.learning_rate, device=device) if gpu else recipe.learning_rate,
-        "weight_decay": recipe.weight_decay, "fused": gpu or device.type == "cpu",
+        "lr": torch.tensor(recipe.learning_rate, device=device) if recording else recipe.learning_rate,
+        "weight_decay": recipe.weight_decay, "fused": device.type in ("cpu", "cuda"),
     }
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(model.parameters(), capturable=gpu, **common)
+        found = torch.optim.AdamW(model.parameters(), capturable=recording, **common)
+        found._warned_capturable_if_run_uncaptured = True  # as the first steps are
+        return found
     nesterov = recipe.nesterov and recipe.momentum > 0  # without momentum there is nothing to look ahead along
     return torch.optim.SGD(model.parameters(), momentum=recipe.momentum, nesterov=nesterov, **common)

@@ -6,19 +6,23 @@ import argparse
 import json
 import signal
 import time
+import warnings
 from contextlib import suppress
 from typing import Any
 
 import torch
+from torch import nn
 
 from spaceless.allocator import keep_memory
 from spaceless.bench.plain import WORKERS, train_plainly
 from spaceless.bench.subjects import RECIPE, Network, made_images
 from spaceless.bench.timing import device, now
+from spaceless.data import Dataset
 from spaceless.data.feed import steps_per_epoch
 from spaceless.errors import Interrupted
 from spaceless.run import choose_precision
 from spaceless.training import Progress, train
+from spaceless.trial import Recipe
 
 WARM_UP = 2  # steps; and a quarter of the time, in which the workers of a DataLoader fill their queue
 IMAGES = 390 * 128  # as many whole batches as CIFAR-100 has
@@ -40,6 +44,7 @@ class Clock:
         self.started = time.perf_counter()
         self.marks: list[tuple[int, float]] = []  # steps done and the time, of every step behind the warm-up
         self.over = False
+        self.began = 0.0  # the Unix time of the first mark
 
     def step(self, done: int) -> bool:
         """Note that `done` steps are made, and tell whether that is enough."""
@@ -48,6 +53,7 @@ class Clock:
                 self.started = time.perf_counter()
             elif done >= WARM_UP and time.perf_counter() - self.started >= self.seconds / 4 and time.time() >= self.at:
                 self.marks.append((done, now()))
+                self.began = time.time()
         elif not self.over:
             self.marks.append((done, time.perf_counter()))
             if self.marks[-1][1] - self.marks[0][1] >= self.seconds:
@@ -80,10 +86,24 @@ def measure(
     model = network.build().to(device())
     precision = "fp32" if side == "plain" else choose_precision("auto", device())
     clock = Clock(seconds, at)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        _train(side, model, data, recipe, precision, clock, workers)
+    return {
+        "side": side, "precision": precision, "batch": batch_size, "steps": clock.steps, "seconds": clock.elapsed,
+        "images_per_second": clock.steps * batch_size / clock.elapsed,
+        "marks": [round(at - clock.marks[0][1], 6) for _, at in clock.marks], "threads": torch.get_num_threads(),
+        "memory_kept": kept, "began": clock.began, "warnings": sorted({str(each.message) for each in said}),
+    }
+
+
+def _train(
+    side: str, model: nn.Module, data: Dataset, recipe: Recipe, precision: str, clock: Clock, workers: int,
+) -> None:
     if side == "plain":
         train_plainly(model, data, recipe, workers=workers, enough=clock.step)
     else:
-        last = steps_per_epoch(data.train_count, batch_size) * recipe.epochs
+        last = steps_per_epoch(data.train_count, recipe.batch_size) * recipe.epochs
 
         enough = False
 
@@ -96,12 +116,6 @@ def measure(
                 model, data, recipe, 0, precision=precision, progress=tick,
                 stop=lambda: signal.SIGTERM if enough else None,
             )
-    return {
-        "side": side, "precision": precision, "batch": batch_size, "steps": clock.steps, "seconds": clock.elapsed,
-        "images_per_second": clock.steps * batch_size / clock.elapsed,
-        "marks": [round(at - clock.marks[0][1], 6) for _, at in clock.marks], "threads": torch.get_num_threads(),
-        "memory_kept": kept,
-    }
 
 
 def main(words: list[str] | None = None) -> None:
