@@ -302,8 +302,7 @@ def _warm_part(record: dict[str, Any]) -> list[list[str]]:
             "|---|---|---|---|---|"]
     rows += [
         f"| {each['start']}{', distilled' if each['distilled'] else ''} | {each['epochs']} | {_number(each['top1'])} | "
-        f"{_points(each['difference'])} | {_points(each['low'])} to {_points(each['high'])} |"
-        for each in record["warm"]
+        f"{_gap_cells(each, record['warm'][0])} |" for each in record["warm"]
     ]
     notes = dict.fromkeys(note for each in record["warm"] for note in each["notes"])
     return [[f"## Warm start at K = {record['warm'][0]['k']}"], rows, list(notes)]
@@ -315,8 +314,8 @@ def _network_part(record: dict[str, Any]) -> list[list[str]]:
             "|---|---|---|---|---|---|---|---|---|"]
     rows += [
         f"| {each['network']} | {each['epochs'] or '–'} | {each['params']:,} | {each['macs']:,} | "
-        f"{_number(each['test'])} | {_points(each['difference'])} | {_points(each['low'])} to "
-        f"{_points(each['high'])} | " + " | ".join(_ratio(each["latency"][str(batch)]) for batch in _BATCHES) + " |"
+        f"{_number(each['test'])} | {_gap_cells(each, record['networks'][0])} | "
+        + " | ".join(_ratio(each["latency"][str(batch)]) for batch in _BATCHES) + " |"
         for each in record["networks"]
     ]
     first = record["networks"][0]["latency"]
@@ -324,6 +323,13 @@ def _network_part(record: dict[str, Any]) -> list[list[str]]:
     end = (f"Test images: {record['networks'][0]['test_images']:,}. The original takes {times} (fp32, "
            f"{record['threads']} threads); ratios are medians and quartiles over {_PASSES} passes taken in turn.")
     return [[f"## {record['method']} at K = {record['k']} and pruning to as many parameters"], rows, [end]]
+
+
+def _gap_cells(row: dict[str, Any], first: dict[str, Any]) -> str:
+    """Return the difference to the first row and its interval; the first has none to itself."""
+    if row is first:
+        return "– | –"
+    return f"{_points(row['difference'])} | {_points(row['low'])} to {_points(row['high'])}"
 
 
 def _ratio(found: dict[str, Any]) -> str:
