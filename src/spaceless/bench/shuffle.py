@@ -19,7 +19,7 @@ from spaceless.surgery import remove_spatial
 from spaceless.units import find_units
 
 SECONDS = 1.5
-WHOLE = 10  # times as many for whole steps, which take as much longer
+WHOLE = 30  # times as many for whole steps, which take as much longer
 
 
 class Case(NamedTuple):
