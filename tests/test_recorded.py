@@ -13,7 +13,7 @@ from spaceless.errors import Interrupted
 from spaceless.evaluation import evaluate
 from spaceless.models import GlobalAveragePool
 from spaceless.recorded import Steps
-from spaceless.shuffle import Shuffle
+from spaceless.shuffle import Places, Shuffle
 from spaceless.surgery import remove_spatial
 from spaceless.training import States, train
 from spaceless.trial import ShuffleOptions
@@ -72,6 +72,29 @@ def test_a_pass_of_another_size_changes_nothing_that_is_drawn_ahead():
     own = layer(whole)
     with ahead:
         assert torch.equal(layer(whole), own)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["NCHW", "NHWC"])
+def test_on_a_cpu_too_the_steps_after_the_first_of_a_size_take_what_is_drawn_ahead(layout):
+    layer, alone = Shuffle(5, 0), Shuffle(5, 0)
+    given, moved = [], []
+
+    def work(_: int, x: Tensor) -> None:
+        given.append(layer.given)
+        moved.append(layer(x.to(memory_format=layout)))
+
+    steps = Steps(work, nn.Identity(), [layer], recording=False)
+    sizes = [4, 4, 2, 4, 2, 5, 6, 7, 7]  # no more than a few are drawn for
+    for number, size in enumerate(sizes):
+        x = torch.randn(size, 3, 4, 4, generator=torch.Generator().manual_seed(number))
+        for each in (layer, alone):
+            each.passes["train"] = number
+        steps.make(number, size, (x,))
+        assert torch.equal(moved[-1], alone(x))
+        assert moved[-1].is_contiguous(memory_format=layout)
+    assert [isinstance(each, Places) for each in given] == [False, True, False, True, True, False, False, False, False]
+    assert given[1].layout == layout
+    assert len(steps.ahead) == 4
 
 
 def test_a_network_that_draws_on_the_host_is_not_recorded():

@@ -57,7 +57,7 @@ def test_workers_that_are_killed_cost_their_attempts_and_no_waiting_for_ever(tmp
                 killed.append(worker.pid)
                 os.kill(worker.pid, signal.SIGKILL)
 
-    slow = [trial(recipe=RECIPE.model_copy(update={"epochs": 100}), seed=seed) for seed in (5, 6, 7)]
+    slow = [trial(recipe=RECIPE.model_copy(update={"epochs": 40}), seed=seed) for seed in (5, 6, 7)]
     tally = run_study(planned(*slow), Place(tmp_path), jobs=2, retries=retries, watch=kill)
     assert killed
     assert len(tally.failed) == (0 if retries else len(killed))
@@ -127,7 +127,7 @@ def running(pid: int) -> bool:
 
 
 def test_killed_in_mid_study_the_same_command_finishes_without_repeating(tmp_path, start):
-    process = start(epochs=40, jobs=1)
+    process = start(epochs=15, jobs=1)
     wait_for(process, "runs/*/outcome.json", tmp_path, 2)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=60)
@@ -143,7 +143,7 @@ def test_killed_in_mid_study_the_same_command_finishes_without_repeating(tmp_pat
 
 def test_a_signal_saves_every_state_and_gives_its_status(tmp_path, start):
     # Steps that take longer than it takes the parent to hand the signal on.
-    process = start(epochs=100_000, jobs=2, images=2048, batch=2048, model="chain:16-16")
+    process = start(epochs=100_000, jobs=2, images=1024, batch=1024, model="chain:16-16")
     wait_for(process, "runs/*/trial.json", tmp_path, 2)
     time.sleep(0.3)
     os.killpg(process.pid, signal.SIGTERM)  # to workers too, as a terminal does: from their parent it comes again

@@ -1,4 +1,7 @@
-"""Permutations of many training steps to come, drawn in one go, for steps that a GPU repeats from a recording."""
+"""Permutations of many training steps to come, drawn in one go: a sort for each size of maps, not one for each layer.
+
+A GPU repeats a step from a recording, which cannot draw at all. A CPU saves the calls, thirteen layers' in each step.
+"""
 
 from __future__ import annotations
 
@@ -7,27 +10,28 @@ from collections.abc import Sequence
 
 import torch
 
-from spaceless.shuffle import Shuffle, draw_permutations
+from spaceless.shuffle import LONGEST, Places, Shuffle, draw_permutations, places_of
 
 _STEPS, _NUMBERS = 16, 1 << 26  # that are drawn in one go, if they are no more numbers than that
 
 
 class Ahead:
-    """Places that the shuffles of a network read their permutations from, filled for one training step after another.
+    """What the shuffles of a network take in place of drawing by themselves, for one training step after another.
 
-    What they hold is what each shuffle would draw by itself. A recorded step cannot draw: its seeds would never change.
+    It is what each shuffle would draw by itself, and lies at the same places in memory for every step: a recorded step
+    reads them there. Where each channel has a permutation of its own, all of the work on it is done for many steps
+    together: a shuffle gets `Places`, or what the GPU's own kernel takes; else it gets its permutations.
 
     Args:
         layers: The shuffles of a network that has made a training step of the batch size to come.
-        moves: Give each that can use it what the GPU's own kernel takes, `kernels.Moves`.
+        moves: Give each that can use it what the GPU's own kernel takes, see `kernels.permute`.
 
     """
 
     def __init__(self, layers: Sequence[Shuffle], *, moves: bool = False) -> None:
         """Reserve the places on the devices of the maps."""
-        self.layers = list(layers)
-        self.shapes = [layer.shape for layer in self.layers]
-        self.moving = [moves and layer.plain for layer in self.layers]
+        self.layers, self.moves = list(layers), moves
+        self.seen = [(layer.shape, layer.layout) for layer in self.layers]
         numbers = sum(layer.wanted("train", 0)[0] * layer.length for layer in self.layers)
         self.steps = max(1, min(_STEPS, _NUMBERS // max(1, numbers)))
         self.first, self.drawn = 0, [[torch.empty(0)]] * len(self.layers)
@@ -35,7 +39,7 @@ class Ahead:
         self.places = [[torch.empty_like(each[0]) for each in drawn] for drawn in self.drawn]
 
     def fill(self, step: int) -> None:
-        """Put the permutations of training step `step` (from 0) into the places."""
+        """Put what training step `step` (from 0) takes into the places."""
         if not self.layers:
             return
         if not self.first <= step < self.first + self.steps:
@@ -45,30 +49,36 @@ class Ahead:
 
     def _draw(self, first: int) -> None:
         """Draw for the steps from `first` on: one sort for all maps of a size."""
-        for layer, shape in zip(self.layers, self.shapes, strict=True):
-            layer.shape = shape  # a pass of another size may have come between
+        for layer, (shape, layout) in zip(self.layers, self.seen, strict=True):
+            layer.shape, layer.layout = shape, layout  # a pass of another size may have come between
         alike = defaultdict(list)
         for number, layer in enumerate(self.layers):
-            alike[layer.length, self.moving[number]].append(number)
-        for (length, moving), numbers in alike.items():
+            alike[layer.length, layer.plain].append(number)
+        for (length, plain), numbers in alike.items():
             layers = [self.layers[number] for number in numbers]
             wanted = [layer.wanted("train", step) for step in range(first, first + self.steps) for layer in layers]
             rows = [count for count, _ in wanted[:len(layers)]]
             sets = draw_permutations(wanted, length, layers[0].device).view(self.steps, sum(rows), length)
-            kinds = [sets]
-            if moving:
+            if plain and self.moves and length <= LONGEST:
                 order = torch.arange(length, device=sets.device).expand_as(sets)
-                kinds = [each.transpose(1, 2).to(torch.int32)
-                         for each in (sets, torch.empty_like(sets).scatter_(2, sets, order))]
-            parts = zip(*(torch.split(each, rows, 2 if moving else 1) for each in kinds), strict=True)
-            for number, layer, part in zip(numbers, layers, parts, strict=True):
-                self.drawn[number] = [each.contiguous() for each in part] if moving else [
-                    torch.stack([layer.arranged(each) for each in part[0]])]
+                both = [each.transpose(1, 2).to(torch.int32)
+                        for each in (sets, torch.empty_like(sets).scatter_(2, sets, order))]
+                parts = zip(*(torch.split(each, rows, 2) for each in both), strict=True)
+                for number, part in zip(numbers, parts, strict=True):
+                    self.drawn[number] = [each.contiguous() for each in part]
+                continue
+            for number, layer, one in zip(numbers, layers, torch.split(sets, rows, 1), strict=True):
+                self.drawn[number] = [
+                    places_of(one, layer.shape[1], layer.layout)[:, None] if plain else
+                    torch.stack([layer.arranged(each) for each in one])]
         self.first = first
 
     def __enter__(self) -> Ahead:
-        for layer, places, moving in zip(self.layers, self.places, self.moving, strict=True):
-            layer.given = (places[0], places[1]) if moving else places[0]
+        for layer, places in zip(self.layers, self.places, strict=True):
+            if len(places) > 1:  # permutations and their inverses
+                layer.given = (places[0], places[1])
+            else:
+                layer.given = Places(places[0], layer.layout) if layer.plain else places[0]
         return self
 
     def __exit__(self, *_: object) -> None:

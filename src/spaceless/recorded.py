@@ -56,7 +56,7 @@ class Steps:
     def make(self, step: int, whole: int, parts: Sequence[Tensor]) -> None:
         """Make step number `step` (from 0) on the `parts` of a batch of `whole` images."""
         size = whole, *(part.shape for part in parts)
-        if self.recording and self.made[size] == _EAGER and len(self.recorded) < _MOST:
+        if self.recording and self.made[size] == _EAGER and size in self.ahead:
             self._record(size, step, whole, parts)
         self.made[size] += 1
         ahead = self.ahead.get(size) or Ahead(())
@@ -69,7 +69,7 @@ class Steps:
             self.work(whole, *parts)
         if before is not None and self.made[size] > 1 and _host(self.model) != before:  # the first may set itself up
             self._give_up("it draws random numbers on the host, or changes its tensors for others")
-        if self.recording and self.made[size] == 1:  # which has told how large the maps are
+        if self.made[size] == 1 and len(self.ahead) < _MOST:  # which has told how large the maps are
             self.ahead[size] = Ahead(self.shuffles, moves=self.moves)
 
     def _record(self, size: tuple[object, ...], step: int, whole: int, parts: Sequence[Tensor]) -> None:

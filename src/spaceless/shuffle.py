@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -48,7 +48,7 @@ def draw_permutations(
     return keys.sort(dim=1).values.bitwise_and_((1 << bits) - 1)
 
 
-_LONGEST = 1024  # positions of a map that the kernel for a GPU permutes: a program holds all of them at once
+LONGEST = 1024  # positions of a map that the kernel for a GPU permutes: a program holds all of them at once
 
 
 class _Gather(torch.autograd.Function):
@@ -58,13 +58,13 @@ class _Gather(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, places: Tensor, layout: torch.memory_format) -> Tensor:
         ctx.save_for_backward(places)
         ctx.layout = layout
-        x = x.contiguous(memory_format=layout)
-        rows = _rows(x, len(places))
-        return rows.gather(2, places.expand_as(rows)).view(x.dtype).as_strided(x.shape, x.stride())
+        return _taken(x, places, layout)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return _Scatter.apply(gradients[0], *ctx.saved_tensors, ctx.layout), None, None
+        (places,) = ctx.saved_tensors
+        put = _Scatter.apply if torch.is_grad_enabled() else _put
+        return put(gradients[0], places, ctx.layout), None, None
 
 
 class _Scatter(torch.autograd.Function):
@@ -74,20 +74,30 @@ class _Scatter(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, places: Tensor, layout: torch.memory_format) -> Tensor:
         ctx.save_for_backward(places)
         ctx.layout = layout
-        x = x.contiguous(memory_format=layout)
-        rows = _rows(x, len(places))
-        if x.element_size() == 2 and x.device.type == "cpu":
-            moved = torch.empty_like(x)
-            _rows(moved, len(places)).scatter_(2, places.expand_as(rows), rows)
-            return moved
-        # Wider numbers, and all of them on a GPU, are read from random places faster than they are written to such.
-        order = torch.arange(rows.shape[2], device=x.device).expand_as(places)
-        inverse = torch.empty_like(places).scatter_(2, places, order)
-        return rows.gather(2, inverse.expand_as(rows)).view(x.dtype).as_strided(x.shape, x.stride())
+        return _put(x, places, layout)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         return _Gather.apply(gradients[0], *ctx.saved_tensors, ctx.layout), None, None
+
+
+def _taken(x: Tensor, places: Tensor, layout: torch.memory_format) -> Tensor:
+    x = x.contiguous(memory_format=layout)
+    rows = _rows(x, len(places))
+    return rows.gather(2, places.expand_as(rows)).view(x.dtype).as_strided(x.shape, x.stride())
+
+
+def _put(x: Tensor, places: Tensor, layout: torch.memory_format) -> Tensor:
+    x = x.contiguous(memory_format=layout)
+    rows = _rows(x, len(places))
+    if x.element_size() == 2 and x.device.type == "cpu":
+        moved = torch.empty_like(x)
+        _rows(moved, len(places)).scatter_(2, places.expand_as(rows), rows)
+        return moved
+    # Wider numbers, and all of them on a GPU, are read from random places faster than they are written to such.
+    order = torch.arange(rows.shape[2], device=x.device).expand_as(places)
+    inverse = torch.empty_like(places).scatter_(2, places, order)
+    return rows.gather(2, inverse.expand_as(rows)).view(x.dtype).as_strided(x.shape, x.stride())
 
 
 def _rows(x: Tensor, passes: int) -> Tensor:
@@ -111,16 +121,40 @@ def permute_positions(x: Tensor, permutation: Tensor) -> Tensor:
             at `permutation[..., p]`.
 
     """
-    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     if permutation.dim() == 2:
         permutation = permutation[None]
-    layout = torch.channels_last if last else torch.contiguous_format
-    channels = torch.arange(x.shape[1], device=x.device)[:, None]
-    if last:
-        places = torch.add(channels, permutation, alpha=x.shape[1]).transpose(1, 2)  # (T, HW, C)
+    return permute_numbers(x, Places(places_of(permutation, x.shape[1], layout_of(x)), layout_of(x)))
+
+
+class Places(NamedTuple):
+    """Where in an image's row of numbers in memory each of them is taken from, and the memory format of the images.
+
+    `row` is int64, (T, 1, C * H * W), one for each of T equal parts of the batch.
+    """
+
+    row: Tensor
+    layout: torch.memory_format
+
+
+def layout_of(x: Tensor) -> torch.memory_format:
+    """Return the memory format of x (N, C, H, W): channels_last, or contiguous for all others."""
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def places_of(permutation: Tensor, channels: int, layout: torch.memory_format) -> Tensor:
+    """Return the rows of `Places`, (T, 1, C * H * W), of permutations of positions (T, C, H*W) or (T, 1, H*W)."""
+    channel = torch.arange(channels, device=permutation.device)[:, None]
+    if layout == torch.channels_last:
+        places = torch.add(channel, permutation, alpha=channels).transpose(1, 2)  # (T, HW, C)
     else:
-        places = torch.add(permutation, channels, alpha=permutation.shape[2])  # (T, C, HW)
-    return _Gather.apply(x, places.reshape(len(permutation), 1, -1), layout)  # type: ignore[no-any-return]
+        places = torch.add(permutation, channel, alpha=permutation.shape[2])  # (T, C, HW)
+    return places.reshape(len(permutation), 1, -1)
+
+
+def permute_numbers(x: Tensor, places: Places) -> Tensor:
+    """Return x (N, C, H, W), every number taken from the place in its image that `places` names; see there."""
+    return _Gather.apply(x, *places)  # type: ignore[no-any-return]
 
 
 def permute_channels(x: Tensor, permutation: Tensor) -> Tensor:
@@ -163,11 +197,14 @@ class Shuffle(nn.Module):
         self.passes = {"train": 0, "eval": 0}
         self.together = 1  # how many passes one batch holds, one behind the other; see `several`
         self.shape, self.device = torch.Size((0, 0, 0, 0)), torch.device("cpu")  # of the maps of the last pass
-        # What every pass takes in place of a permutation of its own: one, or what a GPU's kernel takes, see `kernels`.
-        self.given: Tensor | tuple[Tensor, Tensor] | None = None
+        self.layout = torch.contiguous_format  # as well
+        # What every pass takes in place of a permutation of its own: one, or places, or a GPU kernel's, see `kernels`.
+        self.given: Tensor | Places | tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x (N, C, H, W) with its positions (or channels) permuted."""
+        if isinstance(self.given, Places):
+            return permute_numbers(x, self.given)
         if isinstance(self.given, tuple):
             from spaceless import kernels
 
@@ -186,7 +223,7 @@ class Shuffle(nn.Module):
         mode = "train" if self.training else "eval"
         step = self.passes[mode]
         self.passes[mode] += 1
-        self.shape, self.device = x.shape, x.device
+        self.shape, self.device, self.layout = x.shape, x.device, layout_of(x)
         if isinstance(self.given, Tensor):
             return self.given
         _, c, h, w = x.shape
@@ -201,8 +238,8 @@ class Shuffle(nn.Module):
 
     @property
     def plain(self) -> bool:
-        """Whether each channel of a batch has one permutation of its own positions, and the maps are not too large."""
-        return not (self.channels or self.per_image or self.shared or self.patch > 1) and self.length <= _LONGEST
+        """Whether each channel of a batch has one permutation of its own positions."""
+        return not (self.channels or self.per_image or self.shared or self.patch > 1)
 
     @property
     def length(self) -> int:

@@ -40,17 +40,17 @@ SMALL = Limits(memory=64 << 20, seconds=0.5)
 
 def test_many_damaged_sets_break_no_promise():
     told: list[str] = []
-    found = mutations.run(told.append, mutations=150, jobs=2)
+    found = mutations.run(told.append, mutations=60, jobs=2)
     assert found["failing"] == []
     counts = found["counts"]
-    assert counts["mutations"] == 150
-    assert sum(counts[f"{form.name}: mutated"] for form in FORMS) == 150
+    assert counts["mutations"] == 60
+    assert sum(counts[f"{form.name}: mutated"] for form in FORMS) == 60
     assert all(counts[f"{form.name}: refused"] + counts[f"{form.name}: accepted"] == counts[f"{form.name}: mutated"]
                for form in FORMS)
-    assert sum(counts[f"{form.name}: refused"] for form in FORMS) > 75
-    assert sum(counts[f"{form.name}: accepted"] for form in FORMS) > 10
+    assert sum(counts[f"{form.name}: refused"] for form in FORMS) > 30
+    assert sum(counts[f"{form.name}: accepted"] for form in FORMS) > 4
     assert all(counts[fault] == 0 for fault in mutations.FAULTS)
-    assert told == ["150 of 150 damaged sets read, 0 broken promises"]
+    assert told == ["60 of 60 damaged sets read, 0 broken promises"]
 
 
 @pytest.fixture(scope="module")
