@@ -104,7 +104,7 @@ def gone(pids: list[int], seconds: float = 20) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_the_whole_group_does_not_disturb_the_workers(endless, number):
     workers = children(endless.pid)
     assert len(workers) == 2

@@ -60,13 +60,14 @@ def made_data(images: int = 1000) -> Dataset:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_logits_of_1000_images_are_pytorchs(name):
-    model, data = network(**NETWORKS[name]), made_data()
+def test_the_logits_of_many_images_are_pytorchs(name):
+    count = 1000 if name.startswith("vgg16") else 200  # the others are large
+    model, data = network(**NETWORKS[name]), made_data(count)
     content = to_onnx(model, SIZE, MEAN, STD, NAMES)
     batches = partial(batches_of, data, 150, CPU)
     found, answers = compare(model, open_session(content), batches, MEAN, STD)
     found.check()
-    assert (found.images, found.same_class) == (1000, 1000)
+    assert (found.images, found.same_class) == (count, count)
     assert found.correct_pytorch == found.correct_onnx
     assert found.correct_onnx == int((torch.cat(answers).argmax(1) == data.test_labels).sum())
     assert found.largest_difference < (TOLERANCE if name != "resnet50 gap_fc" else 1e-3)  # that one rounds roughly

@@ -44,7 +44,6 @@ NETWORKS = {
     "regnet conv1x1": {"model": "torchvision:regnet_y_400mf", "method": "conv1x1", "k": 2},  # reads its own weights
     "resnetblur18 conv1x1": {"model": "timm:resnetblur18", "method": "conv1x1", "k": 2},  # buffers that are not kept
 }
-FEWER = ("densenet121 gap_fc", "regnet conv1x1", "resnetblur18 conv1x1")  # images: they are large
 
 
 def made(folder: Path, **fields: object) -> tuple[nn.Module, Outcome]:
@@ -79,7 +78,7 @@ def logits(model: nn.Module, count: int = 1000) -> torch.Tensor:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_logits_are_bit_for_bit_those_of_the_trained_network(name, tmp_path):
     model, _ = made(tmp_path, **NETWORKS[name])
-    count = 50 if name in FEWER else 1000
+    count = 1000 if name.startswith(("chain", "vgg16")) else 50  # the others are large
     rebuilt = spaceless.load_model(tmp_path)
     assert not rebuilt.training
     assert {p.device.type for p in (*rebuilt.parameters(), *rebuilt.buffers())} == {"cpu"}

@@ -108,7 +108,7 @@ def _ks(name: str, many: int) -> list[int]:
     """Every K of the chains; of the networks of blocks, which are slow, those around the bounds of their stages."""
     if name in ("vgg16", "squeezenet1_0"):
         return list(range(many + 1))
-    return [7, 40, 50] if many == 50 else sorted({0, 1, 3, 4, 7, 9, 13, many - 1, many})
+    return [7, 40] if many == 50 else sorted({0, 3, 7, 13, many})
 
 
 EVERY_K = [(name, k) for name, many in UNITS.items() for k in _ks(name, many)]
@@ -125,7 +125,7 @@ def network():
 @pytest.mark.parametrize(("name", "k"), EVERY_K, ids=[f"{name}-K{k}" for name, k in EVERY_K])
 def test_exactly_k_units_change_with_every_method(name, k, network):
     counts = {}
-    every = name in ("vgg16", "squeezenet1_0") or k in (1, 7, 16)  # all methods; the others count at least
+    every = name in ("vgg16", "squeezenet1_0") or (k == 7 and name != "resnet152")  # all methods; the others count at least
     for method in METHODS if every else ("gap_fc", "conv1x1"):
         small, changes = remove_spatial(network(name), method, k, image_size=64, stem=stem_is_unit(name))
         assert {change.unit for change in changes if change.unit} == set(range(UNITS[name] - k + 1, UNITS[name] + 1))

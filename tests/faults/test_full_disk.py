@@ -49,7 +49,7 @@ def _in_place(path, content):
 
 def test_half_files_are_found_out(monkeypatch):
     monkeypatch.setattr(checkpoint, "atomic_write", _in_place)
-    found = measure(6)  # not every write is one of a state
+    found = measure(4)  # not every write is one of a state
     assert found["counts"]["corrupt files"] > 0
     assert len(found["failing"]) >= found["counts"]["corrupt files"]
 
