@@ -5,12 +5,24 @@ from pathlib import Path
 
 import pytest
 
-from spaceless.bench import compress, costs, evaluate, faults, floor, networks, receptive_fields, shuffle, study, train
+from spaceless.bench import (
+    accuracy,
+    compress,
+    costs,
+    evaluate,
+    faults,
+    floor,
+    networks,
+    receptive_fields,
+    shuffle,
+    study,
+    train,
+)
 from spaceless.compression import Tried
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
-    "compress": compress, "networks": networks, "costs": costs, "receptive-fields": receptive_fields,
+    "accuracy": accuracy, "compress": compress, "networks": networks, "costs": costs, "receptive-fields": receptive_fields,
     "evaluate": evaluate,
     "faults": faults, "floor": floor, "shuffle": shuffle, "study": study, "train": train,
 }
