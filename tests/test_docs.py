@@ -22,9 +22,9 @@ from spaceless.compression import Tried
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
-    "accuracy": accuracy, "compress": compress, "networks": networks, "costs": costs, "receptive-fields": receptive_fields,
-    "evaluate": evaluate,
-    "faults": faults, "floor": floor, "shuffle": shuffle, "study": study, "train": train,
+    "accuracy": accuracy, "compress": compress, "networks": networks, "costs": costs,
+    "receptive-fields": receptive_fields, "evaluate": evaluate, "faults": faults, "floor": floor, "shuffle": shuffle,
+    "study": study, "train": train,
 }
 
 

@@ -125,7 +125,7 @@ def network():
 @pytest.mark.parametrize(("name", "k"), EVERY_K, ids=[f"{name}-K{k}" for name, k in EVERY_K])
 def test_exactly_k_units_change_with_every_method(name, k, network):
     counts = {}
-    every = name in ("vgg16", "squeezenet1_0") or (k == 7 and name != "resnet152")  # all methods; the others count at least
+    every = name in ("vgg16", "squeezenet1_0") or (k == 7 and name != "resnet152")  # else those that are counted
     for method in METHODS if every else ("gap_fc", "conv1x1"):
         small, changes = remove_spatial(network(name), method, k, image_size=64, stem=stem_is_unit(name))
         assert {change.unit for change in changes if change.unit} == set(range(UNITS[name] - k + 1, UNITS[name] + 1))
