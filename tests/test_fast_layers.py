@@ -209,6 +209,8 @@ def test_which_layers_are_concerned_and_that_nothing_is_left_behind():
         raise ZeroDivisionError
     assert [type(m) for m in model] == before
     assert not any("kept" in vars(m) for m in model)
+    with fast_layers(model, eager=True):
+        assert [type(m) for m in model] == before
     meta = nn.Conv2d(4, 4, 1, device="meta")
     with fast_layers(meta):
         assert type(meta) is nn.Conv2d

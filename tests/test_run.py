@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from spaceless import run
 from spaceless.cost import latency
@@ -140,6 +141,21 @@ def test_latency_is_of_the_trained_network_in_the_format_of_fp32_and_changes_not
     assert stored.keys() == weights.keys()
     assert all(torch.equal(stored[name], weights[name]) for name in stored)
     assert found.seconds < 1000
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_eager_leaves_every_layer_to_pytorch_in_training_and_test(tmp_path, monkeypatch, eager):
+    kinds = set()
+
+    def seen(made, classes, image_size, original):
+        model, changes = build(made, classes, image_size, original)
+        model.register_forward_hook(lambda m, *_: kinds.add((m.training, type(m.features[0]) is nn.Conv2d)))
+        return model, changes
+
+    monkeypatch.setattr(run, "build", seen)
+    made = trial(data="arrangement-4")
+    run_trial(made, Place(tmp_path, device="cpu", eager=eager))
+    assert {(True, eager), (False, eager)} <= kinds
 
 
 def test_several_processes_measure_no_latency(tmp_path, monkeypatch):

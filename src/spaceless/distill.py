@@ -21,13 +21,14 @@ def cross_entropy(logits: Tensor, labels: Tensor, _inputs: Tensor) -> Tensor:
     return functional.cross_entropy(logits, labels, reduction="sum")
 
 
-def distilled(original: nn.Module, distillation: Distillation, precision: str) -> Loss:
+def distilled(original: nn.Module, distillation: Distillation, precision: str, *, eager: bool = False) -> Loss:
     """Return the loss of `Distillation` towards the answers of `original`, which is put into evaluation mode.
 
     Args:
         original: On the device that computes; it is not trained.
         distillation: Temperature and weight.
         precision: What `original` computes in, `fp32` or `bf16` (autocast).
+        eager: Have it compute every layer by PyTorch's own operations.
 
     """
     if precision == "bf16":
@@ -36,7 +37,7 @@ def distilled(original: nn.Module, distillation: Distillation, precision: str) -
     warmth, weight = distillation.temperature, distillation.weight
 
     def loss(logits: Tensor, labels: Tensor, inputs: Tensor) -> Tensor:
-        with torch.no_grad(), autocast(inputs.device, precision), fast_layers(original):
+        with torch.no_grad(), autocast(inputs.device, precision), fast_layers(original, eager=eager):
             answers = original(in_format(inputs, precision))
         divergence = functional.kl_div(
             functional.log_softmax(logits / warmth, 1), functional.log_softmax(answers.float() / warmth, 1),

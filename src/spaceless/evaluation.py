@@ -30,8 +30,8 @@ Split = tuple[Callable[[Tensor], tuple[Tensor, ...]], Callable[..., Tensor]]
 
 def evaluate(
     model: nn.Module, data: Images, *, repeats: int = 1, shuffle_last: int | None = None, precision: str = "fp32",
-    batch_size: int | None = None, split: bool = True, each: bool = False, stop: Callable[[], int | None] | None = None,
-    progress: Callable[[float], None] | None = None,
+    batch_size: int | None = None, split: bool = True, each: bool = False, eager: bool = False,
+    stop: Callable[[], int | None] | None = None, progress: Callable[[float], None] | None = None,
 ) -> Evaluation:
     """Return the accuracy of `model` on the test images of `data`.
 
@@ -44,6 +44,7 @@ def evaluate(
         batch_size: Images per forward pass; None is 256, and more of small images on a GPU.
         split: Compute the part in front of the first shuffle once. It changes the time, not the result.
         each: Write down which images were right, where there is a single pass.
+        eager: Compute every layer by PyTorch's own operations.
         stop: Asked after every batch; a signal number ends the evaluation.
         progress: Called with the share that is done.
 
@@ -62,7 +63,7 @@ def evaluate(
     wide = min(5, data.classes)
     left_out = LeftOut(data.source, data.test_labels, data.class_names)
     right = torch.zeros(data.test_count if each and repeats == 1 else 0, dtype=torch.int64)
-    with (torch.inference_mode(), autocast(device, precision), fast_layers(model),
+    with (torch.inference_mode(), autocast(device, precision), fast_layers(model, eager=eager),
           closing(test_batches(data, batch_size, device, share())) as batches):
         for number, (images, labels, broken) in enumerate(batches, 1):
             left_out.add(broken)

@@ -60,13 +60,13 @@ class _FastDropout(nn.Dropout):
 
 
 @contextmanager
-def fast_layers(model: nn.Module) -> Iterator[None]:
-    """Compute the layers of `model` in the fast way, where there is one, within this context.
+def fast_layers(model: nn.Module, *, eager: bool = False) -> Iterator[None]:
+    """Compute the layers of `model` in the fast way, where there is one, within this context; not if `eager`.
 
     Only layers of exactly PyTorch's classes are concerned. Whether the fast way is taken is decided in each pass, by
     the type and size of what comes in; dropout draws other numbers, from the same distribution.
     """
-    on_cpu = all(weight.device.type == "cpu" for weight in model.parameters())
+    on_cpu = not eager and all(weight.device.type == "cpu" for weight in model.parameters())
     changed = [(module, type(module), kind) for module in model.modules()
                if on_cpu and (kind := _kind(module)) is not None]
     for module, _, kind in changed:

@@ -71,7 +71,7 @@ def evaluate_run(
     try:
         found = evaluate(
             model.to(device), data, repeats=repeats if any(shuffles(model)) else 1, shuffle_last=shuffle_last,
-            precision=choose_precision(trial.recipe.precision, device), stop=stop, progress=progress,
+            precision=choose_precision(trial.recipe.precision, device), eager=place.eager, stop=stop, progress=progress,
         )
     except Interrupted as interrupted:
         raise Interrupted(interrupted.signum, saved=False) from None
@@ -110,7 +110,8 @@ def test_run(
     try:
         found = evaluate(
             trained.model.to(device), load_data(trained.trial, place.data_root, test=True), each=True,
-            precision=choose_precision(trained.trial.recipe.precision, device), stop=stop, progress=progress,
+            precision=choose_precision(trained.trial.recipe.precision, device), eager=place.eager, stop=stop,
+            progress=progress,
         )
     except Interrupted as interrupted:
         raise Interrupted(interrupted.signum, saved=False) from None

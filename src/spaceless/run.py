@@ -147,7 +147,7 @@ def run_trial(
     if original is not None and trial.start is not None:
         notes = warm_start(model, original.to(device), data, trial.recipe, trial.seed, trial.start)
         if trial.start.distillation is not None:
-            loss = distilled(original, trial.start.distillation, precision)
+            loss = distilled(original, trial.start.distillation, precision, eager=place.eager)
     with told_by_all():
         training = train(
             model, data, trial.recipe, trial.seed, precision=precision, loss=loss, stop=stop, progress=progress,
@@ -158,8 +158,8 @@ def run_trial(
         trained = time.perf_counter()
         repeats = trial.repeats if any(shuffles(model)) else 1  # with `strip` there may be no shuffle left
         evaluations = () if training.diverged else (
-            evaluate(model, data, repeats=repeats, precision=precision, each=trial.holdout is not None, stop=stop,
-                     progress=on_evaluation),
+            evaluate(model, data, repeats=repeats, precision=precision, each=trial.holdout is not None,
+                     eager=place.eager, stop=stop, progress=on_evaluation),
         )
     weights = dump_weights({name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()})
     if place.keep_weights and mine.rank == 0:

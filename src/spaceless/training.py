@@ -85,8 +85,8 @@ def train(
         states: Where to resume from and save to; None trains in one go.
         stop: Asked after every step; a signal number ends the training with its state saved.
         progress: Told about every step.
-        eager: On a GPU, launch every operation by itself, all of them PyTorch's, instead of recording a step with our
-            kernels and repeating it.
+        eager: Compute every layer by PyTorch's own operations, and on a GPU launch each by itself instead of recording
+            a step with our kernels and repeating it.
 
     Raises:
         Interrupted: `stop` asked for it. The same call goes on from there.
@@ -138,8 +138,8 @@ def train(
         return Training(tuple(history), diverged, left_out.paths)
 
     devices = [device] if device.type == "cuda" else []
-    with (torch.random.fork_rng(devices=devices), own_stream(device), fast_layers(model), spread(model) as parallel,
-          ExitStack() as stack):
+    with (torch.random.fork_rng(devices=devices), own_stream(device), fast_layers(model, eager=eager),
+          spread(model) as parallel, ExitStack() as stack):
         network: nn.Module | Halves = parallel
         moves = recording and precision == "bf16" and kernels_work(device)
         if recording and precision == "bf16":

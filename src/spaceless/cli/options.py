@@ -42,8 +42,8 @@ class Where:
     no_weights
         Do not keep the trained weights (they are needed by `evaluate`).
     eager
-        On a GPU, launch every operation by itself and use PyTorch's own: slower, and the way to find out whether a
-        fast path of ours is at fault.
+        Compute every layer by PyTorch's own operations, and on a GPU launch each by itself: slower, and the way to
+        find out whether a fast path of ours is at fault.
 
     """
 
