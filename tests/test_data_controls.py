@@ -12,12 +12,12 @@ from spaceless.data.controls import (
     PATTERNS,
     TEXTURE_COPIES,
     control_size,
-    is_control,
     make_control,
     marks,
 )
 from spaceless.errors import DataError
 from spaceless.seeds import generator
+from spaceless.trial import is_control
 
 STRIDES = (1, 2, 4)
 

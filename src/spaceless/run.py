@@ -24,7 +24,7 @@ from spaceless.atomic import atomic_write
 from spaceless.cost import cost, latency
 from spaceless.data import Images, open_images
 from spaceless.data.broken import broken_note
-from spaceless.data.controls import is_control, make_control
+from spaceless.data.controls import make_control
 from spaceless.data.find import ROOT_VARIABLE
 from spaceless.data.heldout import held_out
 from spaceless.distill import Loss, cross_entropy, distilled
@@ -37,7 +37,7 @@ from spaceless.receptive import usable_field
 from spaceless.shuffle import shuffles
 from spaceless.store import WEIGHTS, Store
 from spaceless.training import Progress, States, Training, train
-from spaceless.trial import Change, DataFacts, Evaluation, Latency, Outcome, Trial
+from spaceless.trial import Change, DataFacts, Evaluation, Latency, Outcome, Trial, is_control
 from spaceless.units import find_units
 from spaceless.warm import load_original, warm_start
 

@@ -247,11 +247,12 @@ def one_data_set(
     name: str, data_root: Path | None, *, verify: bool, download: bool, image_size: int | None, as_json: bool,
 ) -> None:
     """Show one data set: where it is, and with `verify` what is in it."""
-    from spaceless.data.controls import is_control, make_control
+    from spaceless.data.controls import make_control
     from spaceless.data.find import download as fetch
     from spaceless.data.find import find
     from spaceless.data.verify import verify as check
     from spaceless.errors import DataError
+    from spaceless.trial import is_control
 
     if is_control(name):
         facts = make_control(name).facts

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from spaceless.data.controls import TEST_IMAGES, TRAIN_IMAGES, is_control
+from spaceless.data.controls import TEST_IMAGES, TRAIN_IMAGES
 from spaceless.data.find import find
 from spaceless.errors import DataError, unknown_name
 from spaceless.paper import PRESETS, Planned, Scale, experiment, experiments, load_study
 from spaceless.spec import make
+from spaceless.trial import is_control
 
 STAND_IN = "texture"  # made by code, so always here
 

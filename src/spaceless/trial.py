@@ -111,6 +111,11 @@ class Start(Spec):
     distillation: Distillation | None = None
 
 
+def is_control(name: str) -> bool:
+    """Tell whether `name` is a data set made by code."""
+    return name == "texture" or name.startswith("arrangement-")
+
+
 class Trial(Spec):
     """One network, changed in one way, trained once (from scratch unless it has a `start`) and evaluated.
 

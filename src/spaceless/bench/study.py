@@ -16,12 +16,12 @@ from spaceless.bench.subjects import BATCH, QUARTER_VGG, RECIPE, VGG, Network, f
 from spaceless.bench.timing import LEAST_ROUNDS, Work, device, interleaved, now, precisions, timed, training_steps
 from spaceless.bench.verdicts import Target, figure, line, measurement, page, ratio, table
 from spaceless.data.augment import normalise
-from spaceless.data.controls import is_control
 from spaceless.data.feed import training_batches
 from spaceless.errors import SpacelessError
 from spaceless.run import build, choose_precision, load_data
 from spaceless.studies import Plan, plan_study
 from spaceless.training import train
+from spaceless.trial import is_control
 
 SECONDS = 120.0  # of training in a study; a study that trains for longer has less beside it
 INPUT_STEPS = 20

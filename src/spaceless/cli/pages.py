@@ -51,7 +51,7 @@ def paper(experiment: str | None = None, *, check: bool = False, as_json: Json =
 @app.command
 def report(
     *dirs: Path, html: Path | None = None, csv: Path | None = None, figures: Path | None = None,
-    markdown: bool = False, open_report: bool = False, live: bool = False, every: int = 10,
+    markdown: bool = False, claims: bool = False, open_report: bool = False, live: bool = False, every: int = 10,
 ) -> None:
     """Write one page about everything in some run folders, with the paper's numbers beside ours.
 
@@ -69,6 +69,9 @@ def report(
         A folder for every figure as SVG and PNG and every table as CSV.
     markdown
         Print the report as Markdown.
+    claims
+        Print, as Markdown and instead of the report, what the outcomes say of each of the paper's claims: confirmed,
+        not confirmed or open, with the figures.
     open_report
         Show the page in the browser.
     live
@@ -82,10 +85,18 @@ def report(
     if not dirs:
         raise InputError("report", found="no folder", expected="at least one", cure="write `spaceless report runs`")
     if live:
-        if csv or figures or markdown:
-            raise InputError("--live", found="--csv, --figures or --markdown", expected="the page alone",
+        if csv or figures or markdown or claims:
+            raise InputError("--live", found="--csv, --figures, --markdown or --claims", expected="the page alone",
                              cure="write those when the study has ended")
         work.watch(dirs, html, every, open_report)
+        return
+    if claims:
+        from spaceless.evidence import evidence_text
+
+        if html or csv or figures or markdown or open_report:
+            raise InputError("--claims", found="--html, --csv, --figures, --markdown or --open-report",
+                             expected="--claims alone", cure="ask for the report in a second command")
+        print(evidence_text(dirs))
         return
     written = write_report(dirs, html=html, csv=csv, markdown=markdown, files=figures)
     print(written)

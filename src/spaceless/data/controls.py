@@ -24,6 +24,7 @@ from torch import Tensor
 from spaceless.data.dataset import Dataset
 from spaceless.errors import DataError
 from spaceless.seeds import generator
+from spaceless.trial import is_control
 
 TRAIN_IMAGES, TEST_IMAGES = 4096, 2048
 TEXTURE_SIZE, TEXTURE_COPIES = 32, 8
@@ -37,11 +38,6 @@ PATTERNS = (  # four pixels set in each, all within 3x3 and none a shift of anot
 )
 PATTERN_SIZE = 3
 ROOM = 8  # pixels that a pair can be moved by along its own direction
-
-
-def is_control(name: str) -> bool:
-    """Tell whether `name` is a data set made by code."""
-    return name == "texture" or name.startswith("arrangement-")
 
 
 def distance_of(name: str) -> int:
