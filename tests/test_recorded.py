@@ -97,6 +97,16 @@ def test_on_a_cpu_too_the_steps_after_the_first_of_a_size_take_what_is_drawn_ahe
     assert len(steps.ahead) == 4
 
 
+def test_on_a_cpu_large_maps_are_drawn_for_step_by_step():
+    large, small = Shuffle(5, 0), Shuffle(5, 1)
+    small(torch.zeros(1, 64, 32, 32))
+    assert [Ahead([small]).steps, Ahead([small] * 8).steps] == [16, 8]
+    steps = Steps(lambda _, x: large(x), nn.Identity(), [large], recording=False)
+    for number in range(2):
+        steps.make(number, 1, (torch.zeros(1, 90, 224, 224),))
+    assert steps.ahead == {}
+
+
 def test_a_network_that_draws_on_the_host_is_not_recorded():
     steps = Steps(lambda *_: torch.rand(1), nn.Identity(), (), recording=True)
     steps.make(0, 4, (torch.zeros(2),))

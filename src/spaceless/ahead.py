@@ -12,7 +12,8 @@ import torch
 
 from spaceless.shuffle import LONGEST, Places, Shuffle, draw_permutations, places_of
 
-STEPS, _NUMBERS = 16, 1 << 26  # that are drawn in one go, if they are no more numbers than that
+STEPS = 16  # that are drawn in one go, if they are no more numbers than that, of 8 bytes:
+_ON_A_CPU, _ELSEWHERE = 1 << 22, 1 << 26  # a CPU gains only where maps are small
 
 
 class Ahead:
@@ -33,7 +34,8 @@ class Ahead:
         self.layers, self.moves = list(layers), moves
         self.seen = [(layer.shape, layer.layout) for layer in self.layers]
         numbers = sum(layer.wanted("train", 0)[0] * layer.length for layer in self.layers)
-        self.steps = max(1, min(STEPS, _NUMBERS // max(1, numbers)))
+        most = _ON_A_CPU if all(layer.device.type == "cpu" for layer in self.layers) else _ELSEWHERE
+        self.steps = max(1, min(STEPS, most // max(1, numbers)))
         self.first, self.drawn = 0, [[torch.empty(0)]] * len(self.layers)
         self._draw(0)
         self.places = [[torch.empty_like(each[0]) for each in drawn] for drawn in self.drawn]

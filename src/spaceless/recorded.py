@@ -70,7 +70,9 @@ class Steps:
         if before is not None and self.made[size] > 1 and _host(self.model) != before:  # the first may set itself up
             self._give_up("it draws random numbers on the host, or changes its tensors for others")
         if self.made[size] == 1 and len(self.ahead) < _MOST:  # which has told how large the maps are
-            self.ahead[size] = Ahead(self.shuffles, moves=self.moves)
+            ahead = Ahead(self.shuffles, moves=self.moves)
+            if self.recording or ahead.steps > 1:
+                self.ahead[size] = ahead
 
     def _record(self, size: tuple[object, ...], step: int, whole: int, parts: Sequence[Tensor]) -> None:
         device = parts[0].device
