@@ -41,12 +41,16 @@ def evidence(dirs: Sequence[str | Path]) -> tuple[dict[str, Setting], list[Found
         trial = row.trial
         if row.n and not is_control(trial.data) and trial.holdout is None and trial.start is None:
             groups.setdefault(_unchanged(trial).id, []).append(row)
-    found = [Setting(tuple(group)) for group in groups.values()]
-    found = [each for each in found if each.base is not None and not near_chance(each.base, TOLERANCE)]
-    telling = [each for each in found if any(thesis.judge(each) for thesis in THESES)]
-    settings = dict(zip(_letters(), sorted(telling, key=_order), strict=False))
+    found = telling([Setting(tuple(group)) for group in groups.values()])
+    settings = dict(zip(_letters(), sorted(found, key=_order), strict=False))
     return settings, [Found(thesis, {letter: judged for letter, setting in settings.items()
                                      if (judged := thesis.judge(setting)) is not None}) for thesis in THESES]
+
+
+def telling(settings: Iterable[Setting]) -> list[Setting]:
+    """Return the settings of which some claim says something, and whose unchanged network is better than a guess."""
+    return [each for each in settings if (base := each.base) is not None and base.classes
+            and not near_chance(base, TOLERANCE) and any(thesis.judge(each) for thesis in THESES)]
 
 
 def evidence_text(dirs: Sequence[str | Path]) -> str:
@@ -123,5 +127,6 @@ def _runs(found: Sequence[Row]) -> str:
 _HOW = f"""\
 A loss of at most {TOLERANCE:g} point counts as none, as in the paper's Table 1. Intervals in brackets are 95 %: over
 seeds where both sides have several (Student's), else those of the test images alone, which know nothing of what another
-seed would give. *Confirmed* and *not confirmed* need an interval on one side, *in part* says that it holds for some of
-what the claim names, *open* that the figures leave it undecided. How each claim is judged: `spaceless/theses.py`."""
+seed would give: a verdict by one seed is a hint. *Confirmed* and *not confirmed* need intervals on one side, wider
+where many are compared; *in part* says that it holds for some of what the claim names, *open* that the figures leave it
+undecided. How each claim is judged: `spaceless/theses.py`."""

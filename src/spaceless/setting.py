@@ -6,8 +6,9 @@ Differences count when their 95 % interval (`spaceless.certainty`) lies on one s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 from spaceless.certainty import interval
 from spaceless.numerals import listed
@@ -28,47 +29,65 @@ class Setting:
     @property
     def base(self) -> Row | None:
         """The unchanged network, tested as it was trained."""
-        return next((row for row in self._usable("baseline") if row.shuffle_last is None), None)
+        return _by(self._usable("baseline", None), lambda row: row.trial.k).get(0)
 
     def curve(self, method: Method, *, downsample: Downsample = "avg") -> dict[int, Row]:
         """Return the rows of `method` by K, from 1 on, as trained and tested alike, nothing stripped."""
-        return {row.trial.k: row for row in self._usable(method)
-                if row.trial.k and row.trial.only is None and not row.trial.strip and row.shuffle_last is None
-                and row.trial.downsample == downsample and row.trial.shuffle == ShuffleOptions()}
+        return _by((row for row in self._usable(method, None) if row.trial.k and row.trial.only is None
+                    and row.trial.downsample == downsample), lambda row: row.trial.k)
 
     def alone(self, method: Method) -> dict[int, Row]:
         """Return the rows in which a single unit is changed, by its number."""
-        return {row.trial.only: row for row in self._usable(method)
-                if row.trial.only is not None and row.shuffle_last is None}
+        return _by((row for row in self._usable(method, None) if row.trial.only is not None),
+                   lambda row: row.trial.only or 0)
 
     def stripped(self) -> dict[int, dict[int, Row]]:
-        """Return the rows of `conv1x1` by K and by how many of the K changed units are removed."""
+        """Return the rows of `conv1x1` by K and by how many of the K changed units are removed, where some are."""
         found: dict[int, dict[int, Row]] = {}
-        for row in self._usable("conv1x1"):
-            if row.trial.only is None and row.shuffle_last is None and row.trial.downsample == "avg":
-                found.setdefault(row.trial.k, {})[row.trial.strip] = row
+        for strip in sorted({row.trial.strip for row in self.rows}):
+            usable = (row for row in self._usable("conv1x1", None, strip)
+                      if row.trial.only is None and row.trial.downsample == "avg")
+            for k, row in _by(usable, lambda row: row.trial.k).items():
+                found.setdefault(k, {})[strip] = row
         return {k: rows for k, rows in found.items() if len(rows) > 1 and 0 in rows}
 
     def tested(self, method: Method, k: int = 0) -> dict[int, Row]:
         """Return the rows of a network that was tested in another way than trained, by the last units shuffled."""
-        return {row.shuffle_last: row for row in self._usable(method)
-                if row.trial.k == k and row.trial.only is None and row.shuffle_last is not None}
+        schemes = sorted({row.shuffle_last for row in self.rows if row.shuffle_last is not None})
+        return {scheme: found[k] for scheme in schemes if k in (found := _by(
+            (row for row in self._usable(method, scheme) if row.trial.only is None), lambda row: row.trial.k))}
 
-    def _usable(self, method: Method) -> list[Row]:
-        return [row for row in self.rows if row.trial.method == method and row.top1 is not None and row.n]
+    def failed(self, method: Method) -> set[int]:
+        """Return the K at which no training of `method` came to an accuracy, although some ended."""
+        return {row.trial.k for row in self.rows if row.trial.method == method and row.top1 is None
+                and (row.diverged or row.failed) and row.trial.only is None and not row.trial.strip}
+
+    def _usable(self, method: Method, scheme: int | None, strip: int = 0) -> list[Row]:
+        """Return the rows of `method` with an accuracy, of the paper's own shuffle, under one scheme of test."""
+        return [row for row in self.rows if row.trial.method == method and row.top1 is not None and row.n
+                and row.shuffle_last == scheme and row.trial.strip == strip and row.trial.shuffle == ShuffleOptions()]
 
 
-def largest_free(setting: Setting, method: Method, *, downsample: Downsample = "avg", sure: bool = False) -> int | None:
+def _by(rows: Iterable[Row], key: Callable[[Row], int]) -> dict[int, Row]:
+    """Return the rows by `key`; of several the one with the most seeds, then with the most passes."""
+    return {key(row): row for row in sorted(rows, key=lambda row: (row.n, row.passes))}
+
+
+def largest_free(
+    setting: Setting, method: Method, *, downsample: Downsample = "avg", sure: bool = False,
+    among: Collection[int] | None = None,
+) -> int | None:
     """Return the largest measured K up to which no K loses more than the tolerance; None without any K to judge.
 
-    With `sure` it is judged by the lower end of the interval, else by the difference alone.
+    With `sure` it is judged by the lower end of the interval, else by the difference alone. Of all K only those in
+    `among` are looked at. A training that came to nothing is a loss.
     """
     base, curve = setting.base, setting.curve(method, downsample=downsample)
     if base is None or not curve:
         return None
     largest = 0
-    for k, row in sorted(curve.items()):
-        found = interval(row, base)
+    for k in sorted(k for k in curve.keys() | setting.failed(method) if among is None or k in among):
+        found = interval(curve[k], base) if k in curve else None
         if found is None or (found.low if sure else found.difference) < -TOLERANCE:
             break
         largest = k
@@ -76,8 +95,10 @@ def largest_free(setting: Setting, method: Method, *, downsample: Downsample = "
 
 
 def paper_k(setting: Setting, method: Method) -> int | None:
-    """Return the largest K that the paper calls free for this network, data set and method."""
+    """Return the largest K that the paper calls free for this network, data set and method, trained as it was there."""
     trial = setting.rows[0].trial
+    if trial.recipe.augment == "none" or trial.image_size is not None:
+        return None
     found = [p.largest_k for each in experiments().values() for p in each.printed_all
              if p.largest_k is not None and (p.model, p.data, p.method) == (trial.model, trial.data, method)
              and p.downsample == "avg" and each.x != "only"]
@@ -85,15 +106,15 @@ def paper_k(setting: Setting, method: Method) -> int | None:
 
 
 def sides(pairs: Iterable[tuple[int, Row, Row]]) -> tuple[list[int], list[int], list[int]]:
-    """Return the numbers at which the first row is surely better than the second, surely worse, and neither."""
-    better: list[int] = []
-    worse: list[int] = []
-    neither: list[int] = []
-    for k, row, other in pairs:
-        found = interval(row, other)
-        if found is not None:
-            (better if found.low > 0 else worse if found.high < 0 else neither).append(k)
-    return better, worse, neither
+    """Return the numbers at which the first row is better than the second, worse, and not to be told apart.
+
+    The intervals are as much wider as is due to so many comparisons (Bonferroni).
+    """
+    found = {k: compared for k, row, other in pairs if (compared := interval(row, other)) is not None}
+    wider = NormalDist().inv_cdf(1 - 0.025 / max(1, len(found))) / NormalDist().inv_cdf(0.975)
+    better = [k for k, each in found.items() if each.difference > wider * each.half]
+    worse = [k for k, each in found.items() if -each.difference > wider * each.half]
+    return better, worse, [k for k in found if k not in (*better, *worse)]
 
 
 def where(better: Sequence[int], worse: Sequence[int], neither: Sequence[int]) -> str:
