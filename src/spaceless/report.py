@@ -22,6 +22,7 @@ from spaceless.paper import Experiment, Printed, experiments
 from spaceless.profiles import profile_sections
 from spaceless.protocol import protocol, remarks
 from spaceless.rows import Planned, Problem, Row, Study, load, rows
+from spaceless.setting import TOLERANCE
 from spaceless.tables import csv_lines, markdown_table, panel_table, plain, printed_table, verdict_table
 from spaceless.tradeoff import compression_answer, compression_charts, compression_panel, compression_table
 from spaceless.trial import Outcome
@@ -30,7 +31,6 @@ from spaceless.wording import answer, calibration_answer
 if TYPE_CHECKING:
     import altair as alt
 
-TOLERANCE = 1.0  # percentage points below the baseline that count as no loss: the paper's (Table 1)
 CALIBRATION_TOLERANCE = 5.0  # percentage points; on the made data the accuracy falls by tens of points
 
 

@@ -71,7 +71,7 @@ def report(
         Print the report as Markdown.
     claims
         Print, as Markdown and instead of the report, what the outcomes say of each of the paper's claims: confirmed,
-        not confirmed or open, with the figures.
+        in part, not confirmed or open, with the figures.
     open_report
         Show the page in the browser.
     live
