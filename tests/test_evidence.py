@@ -8,14 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from commands import Commands, is_an_error
 from spaceless import theses
 from spaceless.errors import InputError
-from spaceless.evidence import evidence, evidence_text, telling
+from spaceless.evidence import evidence, evidence_page, telling
+from spaceless.looks import svg
 from spaceless.rows import Row
 from spaceless.setting import Setting, largest_free, sides
 from spaceless.trial import RECIPES, Trial
 
 ROOT = Path(__file__).parents[1]
+_MARKS = r">([^<>]+)</text>|<path"  # what is written in a picture, and a place for each thing drawn
 
 
 def row(top1: float, method: str = "baseline", k: int = 0, *, shuffle_last: int | None = None, seeds: int = 1,
@@ -238,8 +241,8 @@ def test_every_claim_names_experiments_of_the_paper_and_a_rule_of_its_own():
 
 def test_made_data_holdouts_and_blind_guesses_say_nothing():
     with pytest.raises(InputError, match="no outcomes that the paper's claims could be judged by"):
-        evidence_text([ROOT / "results" / "calibration-fast", ROOT / "results" / "compress"])
-    settings, claims = evidence([ROOT / "results" / "all-smoke"])
+        evidence_page([ROOT / "results" / "calibration-fast", ROOT / "results" / "compress"])
+    settings, claims, _ = evidence([ROOT / "results" / "all-smoke"])
     assert all(setting.base.top1 > 5 for setting in settings.values())
     assert {setting.rows[0].trial.data for setting in settings.values()} == {"cifar100"}
     assert any(claim.judged for claim in claims)
@@ -250,5 +253,28 @@ def test_made_data_holdouts_and_blind_guesses_say_nothing():
 
 def test_the_page_ends_in_what_its_command_prints():
     page = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
-    (command,) = re.findall(r"^spaceless report (.*) --claims$", page.replace("\\\n", ""), re.MULTILINE)
-    assert page.endswith(evidence_text([ROOT / each for each in command.split()]) + "\n")
+    ((command, folder),) = re.findall(
+        r"^spaceless report (.*) --claims --figures docs/(.*)$", page.replace("\\\n", ""), re.MULTILINE)
+    told = evidence_page([ROOT / each for each in command.split()], folder)
+    assert page.endswith(told.text + "\n")
+    figures = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs" / folder).iterdir()}
+    assert figures.keys() == told.figures.keys()
+    assert all(f"({folder}/{name})" in page for name in figures)
+    for name, spec in told.figures.items():
+        assert re.findall(_MARKS, figures[name]) == re.findall(_MARKS, svg(spec))
+
+
+def test_the_command_prints_the_page_and_writes_its_figures(tmp_path, monkeypatch, capsys):
+    spaceless = Commands(tmp_path, monkeypatch, capsys)
+    folder = ROOT / "results" / "table2-left-fast-quarter"
+    status, plain, _ = spaceless("report", folder, "--claims")
+    assert (status, "![" in plain, list(tmp_path.glob("**/*.svg"))) == (0, False, [])
+    status, out, _ = spaceless("report", folder, "--claims", "--figures", "docs/pictures")
+    assert status == 0
+    (figure,) = re.findall(r"^!\[Setting A\]\(pictures/(claim-03-a\.svg)\)$", out, re.MULTILINE)
+    assert "clean \u2192 shuffled" in (tmp_path / "docs" / "pictures" / figure).read_text(encoding="utf-8")
+    assert "Figure of setting A: with claim 3." in out.split("## 4.")[1].split("## 5.")[0]
+    assert "`spaceless study table2-left --preset fast --width 0.25 --epochs 15 --seeds 0`" in plain
+    for option in ("--html", "--csv"):
+        is_an_error(*spaceless("report", folder, "--claims", option, "x"))
+    is_an_error(*spaceless("report", folder, "--claims", "--live"))

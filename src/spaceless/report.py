@@ -13,8 +13,10 @@ from spaceless import captions
 from spaceless.axes import LATENCY_PLACE, places
 from spaceless.commands import train_commands
 from spaceless.errors import InputError, unknown_name
+from spaceless.evidence import evidence_page
 from spaceless.files import write, write_files
 from spaceless.findings import Panel, free_ks, panels, verdicts
+from spaceless.looks import svg
 from spaceless.marks import points as marked
 from spaceless.numerals import listed
 from spaceless.page import Figure, Page, Section, html_text
@@ -290,3 +292,16 @@ def write_report(
     if html is not None:
         write(html, html_text(page))
     return markdown_text(page) if markdown else html or files or csv or ""
+
+
+def write_claims(dirs: Sequence[str | Path], folder: Path | None = None) -> str:
+    """Return, as Markdown, what the outcomes in `dirs` say of the paper's claims, see `spaceless.evidence`.
+
+    With `folder` the figures are written there as SVG, and the page looks for them in a folder of that name beside it.
+    Raises InputError for folders whose outcomes say nothing and for files that cannot be written.
+    """
+    told = evidence_page(dirs, folder.name if folder else None)
+    for name, spec in told.figures.items():
+        assert folder is not None  # only then are they drawn
+        write(folder / name, svg(spec))
+    return told.text

@@ -321,7 +321,7 @@ THESES = (
     Thesis("Trained with shuffling at no loss, a network is as accurate whether or not the test shuffles.",
            "section 4.1, Table 2 left, Fig. 7", ("table2-left", "fig7-mismatch"), shuffled_do_not_care),
     Thesis("GAP+FC and 1x1 Conv save parameters at no loss of accuracy.", "section 4.1, Table 1",
-           ("table1", "fig2-vgg16"), parameters),
+           ("fig2-vgg16", "table1"), parameters),
     Thesis("Without augmentation GAP+FC and 1x1 Conv beat the unchanged network (the paper: ResNet-50 alone).",
            "section 4.1, Table 2 right", ("table2-right",), no_augmentation),
     Thesis("For 1x1 Conv down-sampling by stride 2 is worse than by pooling.", "section A.1, Fig. 4",

@@ -66,7 +66,7 @@ def report(
     csv
         All rows as CSV.
     figures
-        A folder for every figure as SVG and PNG and every table as CSV.
+        A folder for every figure as SVG and PNG and every table as CSV; with `--claims` for its figures, as SVG.
     markdown
         Print the report as Markdown.
     claims
@@ -80,7 +80,7 @@ def report(
         Seconds between two writings of the live page.
 
     """
-    from spaceless.report import write_report
+    from spaceless.report import write_claims, write_report
 
     if not dirs:
         raise InputError("report", found="no folder", expected="at least one", cure="write `spaceless report runs`")
@@ -91,12 +91,11 @@ def report(
         work.watch(dirs, html, every, open_report)
         return
     if claims:
-        from spaceless.evidence import evidence_text
-
-        if html or csv or figures or markdown or open_report:
-            raise InputError("--claims", found="--html, --csv, --figures, --markdown or --open-report",
-                             expected="--claims alone", cure="ask for the report in a second command")
-        print(evidence_text(dirs))
+        if html or csv or markdown or open_report:
+            raise InputError("--claims", found="--html, --csv, --markdown or --open-report",
+                             expected="--claims alone, or with --figures",
+                             cure="ask for the report in a second command")
+        print(write_claims(dirs, figures))
         return
     written = write_report(dirs, html=html, csv=csv, markdown=markdown, files=figures)
     print(written)
