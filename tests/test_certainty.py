@@ -41,6 +41,12 @@ def test_a_lone_run_has_only_its_test_images():
     assert found.half == pytest.approx(1.96 * math.sqrt(2) * 100 * math.sqrt(0.75 * 0.25 / 10_000), rel=1e-3)
 
 
+def test_several_runs_see_no_more_images_than_one():
+    one, several = interval(*_rows((75.0,), (75.0,))), interval(*_rows((75.0, 74.0, 76.0), (75.0,)))
+    assert several.lone
+    assert several.half == one.half
+
+
 def test_not_even_a_perfect_lone_run_is_certain():
     # 2,049 right of 2,050: a standard error of 100 sqrt(2049 / 2050^3) points each
     found = interval(*_rows((100.0,), (100.0,), images=2048))

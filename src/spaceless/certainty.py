@@ -56,10 +56,12 @@ def interval(row: Row, base: Row) -> Interval | None:
 def _error(row: Row) -> float:
     """Return the standard error of an accuracy with one more image right and one more wrong: it is never zero.
 
+    The images count once, however many runs saw them: those that mislead one run may mislead the next.
     Agresti & Caffo 2000, "Simple and effective confidence intervals for proportions and differences of proportions".
     """
-    right = (row.top1 or 0.0) / 100 * row.images + 1
-    return standard_error(100 * right / (row.images + 2), row.images + 2)
+    images = row.images // row.n
+    right = (row.top1 or 0.0) / 100 * images + 1
+    return standard_error(100 * right / (images + 2), images + 2)
 
 
 def certainty(row: Row, base: Row, tolerance: float) -> str:
