@@ -44,8 +44,9 @@ def test_a_study_on_a_cluster_comes_to_the_outcomes_of_one_process(tmp_path, sma
     assert len(whole.known) == 4  # without a cluster being asked
 
 
-def test_several_processes_share_one_trial_in_ray_train(tmp_path, small):
-    plan = replace(small, planned=small.planned[2:3])
+def test_several_processes_share_one_trial_in_ray_train(tmp_path):
+    whole = tiny.plan(3, epochs=2)
+    plan = replace(whole, planned=whole.planned[2:])
     tally = run_study(plan, Place(tmp_path, device="cpu"), cluster=Cluster("local", processes=2))
     assert tally.failed == []
     assert [outcome.processes for outcome in tally.ran] == [2]
