@@ -52,6 +52,12 @@ def combined(verdicts: Iterable[Verdict]) -> Verdict:
     return "in part" if found & {"confirmed", "in part"} else "open"
 
 
+def _of_methods(verdicts: Sequence[Verdict], named: int) -> Verdict:
+    """Return the verdict of a claim that names so many methods: confirmed only where each of them was measured."""
+    verdict = combined(verdicts)
+    return "in part" if verdict == "confirmed" and len(verdicts) < named else verdict
+
+
 def _of(speaks_for: Sequence[int], against: Sequence[int]) -> Verdict:
     """Return the verdict where so many K speak for a claim, and so many against it."""
     if speaks_for:
@@ -93,7 +99,7 @@ def last_layers(setting: Setting) -> Judged | None:
         rows += curve.values()
     if base is None or not texts:
         return None
-    return Judged(combined(verdicts), ". ".join(texts) + ".", (base, *rows))
+    return Judged(_of_methods(verdicts, len(METHODS)), ". ".join(texts) + ".", (base, *rows))
 
 
 def one_by_one(setting: Setting) -> Judged | None:
@@ -118,10 +124,7 @@ def one_by_one(setting: Setting) -> Judged | None:
         rows |= {id(row): row for curve in (ours, theirs) for row in curve.values()}
     if not verdicts:
         return None
-    verdict = combined(verdicts)
-    if len(verdicts) == 1 and verdict == "confirmed":
-        verdict = "in part"  # the claim is about both
-    return Judged(verdict, ". ".join(texts) + ".", tuple(rows.values()))
+    return Judged(_of_methods(verdicts, 2), ". ".join(texts) + ".", tuple(rows.values()))
 
 
 def clean_collapses(setting: Setting) -> Judged | None:
@@ -186,7 +189,7 @@ def parameters(setting: Setting) -> Judged | None:
                      f"{number(curve[k].top1, 1)} against {number(base.top1, 1)} %")
     if base is None or not texts:
         return None
-    return Judged(combined(verdicts), ". ".join(texts) + ".", (base, *rows))
+    return Judged(_of_methods(verdicts, 2), ". ".join(texts) + ".", (base, *rows))
 
 
 def no_augmentation(setting: Setting) -> Judged | None:
@@ -208,7 +211,8 @@ def no_augmentation(setting: Setting) -> Judged | None:
             verdicts.append("confirmed" if better else "open" if neither else "not confirmed")
     if not texts:
         return None
-    return Judged(combined(verdicts), f"Unchanged {number(base.top1, 1)} %. " + ". ".join(texts) + ".", (base, *rows))
+    text = f"Unchanged {number(base.top1, 1)} %. " + ". ".join(texts) + "."
+    return Judged(_of_methods(verdicts, 2), text, (base, *rows))
 
 
 def stride_hurts(setting: Setting) -> Judged | None:
