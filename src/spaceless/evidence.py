@@ -9,19 +9,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 from spaceless.captions import accuracy_caption
+from spaceless.certainty import interval
 from spaceless.errors import InputError
 from spaceless.findings import Panel, free_ks, near_chance
 from spaceless.looks import Spec, on_paper
-from spaceless.numerals import listed, with_spread
-from spaceless.paper import experiments
-from spaceless.protocol import differences
-from spaceless.rows import Row, Study, load, rows
+from spaceless.numerals import PLUS_MINUS, listed, number, with_spread
+from spaceless.paper import Axis, experiments
+from spaceless.protocol import protocol
+from spaceless.rows import Problem, Row, Study, load, rows
 from spaceless.setting import TOLERANCE, Setting
 from spaceless.tables import plain
 from spaceless.theses import THESES, Judged, Thesis
-from spaceless.trial import ShuffleOptions, Trial, is_control
+from spaceless.trial import PAPER_MODELS, RECIPES, Outcome, ShuffleOptions, Trial, is_control
 
 _NONE = "no outcome here tests it"
+_PAPER_DATA = ("cifar100", "imagenet32", "imagenet")
 
 
 @dataclass(frozen=True)
@@ -39,23 +41,36 @@ class Told(NamedTuple):
     figures: dict[str, Spec]
 
 
-def evidence(dirs: Sequence[str | Path]) -> tuple[dict[str, Setting], list[Found], list[Study]]:
-    """Return the settings of the outcomes in `dirs`, lettered, the longest trainings first, the claims judged, studies.
+@dataclass(frozen=True)
+class Evidence:
+    """The settings by their letters, the longest trainings first, the claims judged, and what they were made from."""
+
+    settings: dict[str, Setting]
+    claims: list[Found]
+    outcomes: list[Outcome]
+    studies: list[Study]
+    problems: list[Problem]
+
+
+def evidence(dirs: Sequence[str | Path]) -> Evidence:
+    """Return what the outcomes in `dirs` say of the claims.
 
     Made data, holdouts and warm starts are left out: the claims are about trainings from scratch on real images. So
     are settings whose unchanged network is missing or near a blind guess: nothing follows from those.
     Raises InputError for a folder that does not exist.
     """
-    outcomes, studies, _ = load(dirs)
-    groups: dict[str, list[Row]] = {}
+    outcomes, studies, problems = load(dirs)
+    groups: dict[tuple[str, int | None], list[Row]] = {}
     for row in rows(outcomes):
         trial = row.trial
-        if row.n and not is_control(trial.data) and trial.holdout is None and trial.start is None:
-            groups.setdefault(_unchanged(trial).id, []).append(row)
-    found = telling([Setting(tuple(group)) for group in groups.values()])
-    settings = dict(zip(_letters(), sorted(found, key=_order), strict=False))
-    return settings, [Found(thesis, {letter: judged for letter, setting in settings.items()
-                                     if (judged := thesis.judge(setting)) is not None}) for thesis in THESES], studies
+        if not is_control(trial.data) and trial.holdout is None and trial.start is None:
+            groups.setdefault(_key(trial, row), []).append(row)
+    augmented = {key: Setting(tuple(group)) for key, group in groups.items()}
+    found = [Setting(tuple(group), augmented.get(_augmented(group))) for group in groups.values()]
+    settings = dict(zip(_letters(), sorted(telling(found), key=_order), strict=False))
+    claims = [Found(thesis, {letter: judged for letter, setting in settings.items()
+                             if (judged := thesis.judge(setting)) is not None}) for thesis in THESES]
+    return Evidence(settings, claims, outcomes, studies, problems)
 
 
 def telling(settings: Iterable[Setting]) -> list[Setting]:
@@ -69,7 +84,8 @@ def evidence_page(dirs: Sequence[str | Path], folder: str | None = None) -> Told
 
     Raises InputError if there is nothing to judge by.
     """
-    settings, claims, studies = evidence(dirs)
+    found = evidence(dirs)
+    settings, claims = found.settings, found.claims
     if not settings:
         raise InputError(
             ", ".join(map(str, dirs)), found="no outcomes that the paper's claims could be judged by",
@@ -77,25 +93,28 @@ def evidence_page(dirs: Sequence[str | Path], folder: str | None = None) -> Told
             cure="run one of its experiments, see `spaceless paper`")
     lines = [_HOW, "", "## Verdicts", "", f"| claim of the paper | {' | '.join(settings)} |",
              f"|:---|{':---|' * len(settings)}"]
-    for number, claim in enumerate(claims, 1):
+    for place, claim in enumerate(claims, 1):
         verdicts = [f"{judged.verdict}, {_runs(judged.rows)}" if (judged := claim.judged.get(letter)) else ""
                     for letter in settings]
-        lines.append(f"| {number}. {claim.thesis.says} | {' | '.join(verdicts)} |")
+        lines.append(f"| {place}. {claim.thesis.says} | {' | '.join(verdicts)} |")
     lines += ["", "## Settings", ""]
     for letter, setting in settings.items():
-        lines += _setting(letter, setting, studies)
-    shown = {} if folder is None else _drawn(settings, claims)
-    for number, claim in enumerate(claims, 1):
-        lines += ["", f"## {number}. {claim.thesis.says}", "", f"Paper: {claim.thesis.source}. Experiments: "
+        lines += _setting(letter, setting, found)
+    shown = [] if folder is None else _drawn(settings, claims)
+    for place, claim in enumerate(claims, 1):
+        lines += ["", f"## {place}. {claim.thesis.says}", "", f"Paper: {claim.thesis.source}. Experiments: "
                   + ", ".join(f"`spaceless study {name}`" for name in claim.thesis.experiments) + ".", ""]
         lines += [f"- **{letter}, {judged.verdict}** ({_seeds(judged.rows)}). {judged.text}"
                   for letter, judged in claim.judged.items()] or [f"- {_NONE}."]
-        for picture in (each for each in shown.values() if number in each.claims):
-            if number == min(picture.claims):
+        for picture in (each for each in shown if place in each.claims):
+            if place == min(picture.claims):
                 lines += ["", f"![Setting {picture.letter}]({folder}/{picture.file})", "", f"*{picture.caption}*"]
             else:
                 lines += ["", f"Figure of setting {picture.letter}: with claim {min(picture.claims)}."]
-    return Told("\n".join(lines), {each.file: each.spec for each in shown.values()})
+    if found.problems:
+        lines += ["", "## Without a result", ""]
+        lines += [f"- {plain(each.where)}: {plain(each.text)}" for each in found.problems]
+    return Told("\n".join(lines), {each.file: each.spec for each in shown})
 
 
 @dataclass
@@ -103,8 +122,10 @@ class _Picture:
     """What a setting says of the claims that the same figure of the paper shows."""
 
     letter: str
+    experiment: str
+    x: Axis
     claims: list[int]
-    rows: list[Row]
+    rows: tuple[Row, ...]
     caption: str = ""
     spec: Spec = field(default_factory=dict)
 
@@ -113,23 +134,33 @@ class _Picture:
         return f"claim-{min(self.claims):02d}-{self.letter.lower()}.svg"
 
 
-def _drawn(settings: dict[str, Setting], claims: Sequence[Found]) -> dict[tuple[str, str], _Picture]:
-    """Return a picture for each setting and each figure of the paper that its claims are about."""
+def _drawn(settings: dict[str, Setting], claims: Sequence[Found]) -> list[_Picture]:
+    """Return a picture for each setting and each figure of the paper; what a picture shows already needs no other."""
     from spaceless.charts import panel_chart
 
-    pictures: dict[tuple[str, str], _Picture] = {}
-    for number, claim in enumerate(claims, 1):
+    pictures: list[_Picture] = []
+    for place, claim in enumerate(claims, 1):
+        name = claim.thesis.experiments[0]
+        x = experiments()[name].x or "k"
         for letter, judged in claim.judged.items():
-            picture = pictures.setdefault((claim.thesis.experiments[0], letter), _Picture(letter, [], []))
-            picture.claims.append(number)
-            picture.rows += [row for row in judged.rows if all(row is not each for each in picture.rows)]
-    for (experiment, letter), picture in pictures.items():
-        x = experiments()[experiment].x or "k"
-        panel = Panel(f"Setting {letter}: {plain(_label(settings[letter]))}", x, tuple(picture.rows))
+            for picture in (each for each in pictures if (each.letter, each.x) == (letter, x)):
+                more = tuple(row for row in judged.rows if all(row is not other for other in picture.rows))
+                if picture.experiment == name or not more:
+                    picture.claims.append(place)
+                    picture.rows += more
+                    break
+            else:
+                pictures.append(_Picture(letter, name, x, [place], judged.rows))
+    for picture in pictures:
+        setting = settings[picture.letter]
+        panel = Panel(f"Setting {picture.letter}: {plain(_label(setting))}", picture.x, picture.rows)
         spec = panel_chart(panel, TOLERANCE)
         assert spec is not None  # what is judged has an accuracy
-        ringed = x == "k" and any(free.k for free in free_ks(panel, TOLERANCE))
+        ringed = picture.x == "k" and any(free.k for free in free_ks(panel, TOLERANCE))
         picture.spec, picture.caption = on_paper(spec), plain(accuracy_caption(panel, TOLERANCE, ringed))
+        if setting.base is not None and setting.base.n == 1 and (own := interval(setting.base, setting.base)):
+            picture.caption += (f" The test images alone leave {PLUS_MINUS} {number(own.half, 1)} points of a "
+                                "difference to the baseline (95 %).")
     return pictures
 
 
@@ -140,14 +171,29 @@ def _unchanged(trial: Trial) -> Trial:
     })
 
 
+def _key(trial: Trial, row: Row) -> tuple[str, int | None]:
+    """Return what the rows of a setting share; images of their own size are those of that size."""
+    return _unchanged(trial.model_copy(update={"image_size": None})).id, row.image_size or trial.image_size
+
+
+def _augmented(group: Sequence[Row]) -> tuple[str, int | None]:
+    """Return the key of the setting that differs from that of `group` in nothing but that images are augmented."""
+    row = group[0]
+    recipe = row.trial.recipe
+    if recipe.augment != "none" or recipe.name not in RECIPES:
+        return "", None
+    usual = recipe.model_copy(update={"augment": RECIPES[recipe.name].augment})
+    return _key(row.trial.model_copy(update={"recipe": usual}), row)
+
+
 def _order(setting: Setting) -> tuple[float, str]:
     trial = setting.rows[0].trial
     return -trial.recipe.epochs * (trial.train_images or 1 << 20) * trial.width, _label(setting)
 
 
 def _letters() -> Iterable[str]:
-    for number in count():
-        yield chr(ord("A") + number % 26) * (1 + number // 26)
+    for place in count():
+        yield chr(ord("A") + place % 26) * (1 + place // 26)
 
 
 def _label(setting: Setting) -> str:
@@ -156,18 +202,29 @@ def _label(setting: Setting) -> str:
     images = f"{trial.train_images:,}" if trial.train_images else "all"
     size = f", images of {trial.image_size} pixels" if trial.image_size else ""
     augment = ", no augmentation" if trial.recipe.augment == "none" else ""
+    usual = RECIPES.get(trial.recipe.name)
+    rates = "" if usual and (usual.learning_rate, usual.batch_size) == (
+        trial.recipe.learning_rate, trial.recipe.batch_size) else (
+        f", learning rate {trial.recipe.learning_rate:g} for batches of {trial.recipe.batch_size}")
     return (f"{trial.model}{width} on {trial.data}, {images} training images{size}, {trial.recipe.epochs} epochs of "
-            f"the recipe {trial.recipe.name}{augment}")
+            f"the recipe {trial.recipe.name}{augment}{rates}")
 
 
-def _setting(letter: str, setting: Setting, studies: Sequence[Study]) -> list[str]:
+def _setting(letter: str, setting: Setting, found: Evidence) -> list[str]:
     base = setting.base
     assert base is not None  # see `evidence`
     reached = with_spread(base.top1, base.spread, 1)
-    told = " ".join(plain(each.text) for each in differences(base.trial, None))
+    mine = {trial for row in setting.rows for trial in row.ids}
+    told = [plain(each.text) for each in protocol([o for o in found.outcomes if o.trial.id in mine], None)]
+    trial = setting.rows[0].trial
+    if trial.model not in PAPER_MODELS or trial.data not in _PAPER_DATA:
+        told.append("The paper has no such network on such data")
+    lost = sorted({f"{plain(row.trial.model_copy(update={'seed': seed}).label)}: {what}" for row in setting.rows
+                   for what, seeds in (("diverged", row.diverged), ("failed", row.failed)) for seed in seeds})
     return [f"- **{letter}**: {plain(_label(setting))}; the unchanged network reaches {reached} % ({_seeds((base,))}). "
-            f"Not as in the paper: {told or 'nothing.'}"
-            + "".join(f"\n  - `{command}`" for command in _commands(setting, studies))]
+            f"Not as in the paper: {'; '.join(each.rstrip('.') for each in told) or 'nothing'}.",
+            *(f"  - without a result: {each}" for each in lost),
+            *(f"  - `{command}`" for command in _commands(setting, found.studies))]
 
 
 def _commands(setting: Setting, studies: Sequence[Study]) -> list[str]:
@@ -190,6 +247,6 @@ def _runs(found: Sequence[Row]) -> str:
 _HOW = f"""\
 A loss of at most {TOLERANCE:g} point counts as none, as in the paper's Table 1. Intervals in brackets are 95 %: over
 seeds where both sides have several (Student's), else those of the test images alone, which know nothing of what another
-seed would give: a verdict by one seed is a hint. *Confirmed* and *not confirmed* need intervals on one side, wider
-where many are compared; *in part* says that it holds for some of what the claim names, *open* that the figures leave it
-undecided. How each claim is judged: `spaceless/theses.py`."""
+seed would give: a verdict by one seed is a hint, and that nothing is lost it can hardly show but for a network that
+gains. Where many differences are compared, their intervals are wider. *In part* says that a claim holds for some of
+what it names, *open* that the figures leave it undecided. How each claim is judged: the module `spaceless.theses`."""

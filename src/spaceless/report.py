@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from spaceless import captions
 from spaceless.axes import LATENCY_PLACE, places
@@ -300,7 +301,7 @@ def write_claims(dirs: Sequence[str | Path], folder: Path | None = None) -> str:
     With `folder` the figures are written there as SVG, and the page looks for them in a folder of that name beside it.
     Raises InputError for folders whose outcomes say nothing and for files that cannot be written.
     """
-    told = evidence_page(dirs, folder.name if folder else None)
+    told = evidence_page(dirs, quote(folder.resolve().name) if folder else None)
     for name, spec in told.figures.items():
         assert folder is not None  # only then are they drawn
         write(folder / name, svg(spec))

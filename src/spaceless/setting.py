@@ -22,9 +22,13 @@ METHODS: tuple[Method, ...] = ("shuffle", "gap_fc", "conv1x1")  # section 3.1's
 
 @dataclass(frozen=True)
 class Setting:
-    """Rows of one network and data set by one recipe; they differ in how units are changed and what a test shuffles."""
+    """Rows of one network and data set by one recipe; they differ in how units are changed and what a test shuffles.
+
+    `augmented`: the same with augmentation, where this one has none and that one is known.
+    """
 
     rows: tuple[Row, ...]
+    augmented: Setting | None = None
 
     @property
     def base(self) -> Row | None:
@@ -97,7 +101,7 @@ def largest_free(
 def paper_k(setting: Setting, method: Method) -> int | None:
     """Return the largest K that the paper calls free for this network, data set and method, trained as it was there."""
     trial = setting.rows[0].trial
-    if trial.recipe.augment == "none" or trial.image_size is not None:
+    if trial.recipe.augment == "none" or all(row.trial.image_size is not None for row in setting.rows):
         return None
     found = [p.largest_k for each in experiments().values() for p in each.printed_all
              if p.largest_k is not None and (p.model, p.data, p.method) == (trial.model, trial.data, method)

@@ -12,6 +12,7 @@ from spaceless.findings import METHOD_NAMES, standard_error
 from spaceless.numerals import listed, number, signed
 from spaceless.rows import Row
 from spaceless.setting import METHODS, TOLERANCE, Setting, largest_free, paper_k, sides, where
+from spaceless.trial import Method
 
 _CHANCE_ERRORS = 3  # standard errors from a blind guess that still count as one
 _MISMATCHED = 3  # last units that Table 2 left shuffles
@@ -65,10 +66,9 @@ def _of(speaks_for: Sequence[int], against: Sequence[int]) -> Verdict:
     return "not confirmed" if against else "open"
 
 
-def _lost_at_once(setting: Setting, curve: dict[int, Row]) -> bool:
-    """Tell whether the last unit alone, K = 1, costs more than the tolerance."""
-    base = setting.base
-    found = interval(curve[1], base) if 1 in curve and base is not None else None
+def _lost(row: Row | None, base: Row) -> bool:
+    """Tell whether `row` loses more than the tolerance against the unchanged network, whole interval and all."""
+    found = interval(row, base) if row is not None else None
     return found is not None and found.high < -TOLERANCE
 
 
@@ -85,8 +85,9 @@ def last_layers(setting: Setting) -> Judged | None:
         measured, sure = largest_free(setting, method), largest_free(setting, method, sure=True)
         theirs = paper_k(setting, method)
         assert measured is not None and sure is not None  # there are a baseline and a curve
+        lost = [k for k, row in curve.items() if k <= (theirs or 2) and _lost(row, base)]
         verdicts.append("confirmed" if sure >= (theirs or 2) else "in part" if sure else
-                        "not confirmed" if _lost_at_once(setting, curve) else "open")
+                        "not confirmed" if lost else "open")
         text = f"{METHOD_NAMES[method]}: no loss up to K = {measured}"
         text += "" if theirs is None else f", in the paper {theirs}"
         if measured != sure:
@@ -94,7 +95,9 @@ def last_layers(setting: Setting) -> Judged | None:
         beyond = min((k for k in curve if k > measured), default=None)
         if beyond is not None and (found := interval(curve[beyond], base)) is not None:
             text += f"; K = {beyond}: {_points(found)}"
-        gaps = [k for k in range(1, beyond or max(curve)) if k not in curve]
+        failed = sorted(setting.failed(method) - curve.keys())
+        text += f"; trained to no result: K = {listed(failed)}" if failed else ""
+        gaps = [k for k in range(1, beyond or max(curve)) if k not in curve and k not in failed]
         texts.append(text + (f"; not measured: K = {listed(gaps)}" if gaps else ""))
         rows += curve.values()
     if base is None or not texts:
@@ -103,7 +106,10 @@ def last_layers(setting: Setting) -> Judged | None:
 
 
 def one_by_one(setting: Setting) -> Judged | None:
-    """1x1 Conv bears more changed units than each of the others, of the K at which both were measured."""
+    """1x1 Conv bears more changed units than each of the others, of the K at which both were measured.
+
+    It has to be the better one at a K that it bears and the other does not.
+    """
     ours, base = setting.curve("conv1x1"), setting.base
     texts: list[str] = []
     verdicts: list[Verdict] = []
@@ -115,10 +121,9 @@ def one_by_one(setting: Setting) -> Judged | None:
             continue
         free = [largest_free(setting, each, among=both) or 0 for each in ("conv1x1", method)]
         better, worse, neither = sides((k, ours[k], theirs[k]) for k in both)
-        falls = [any((found := interval(curve[k], base)) is not None and found.high < -TOLERANCE for k in both)
-                 for curve in (ours, theirs)]
-        verdicts.append("confirmed" if free[0] > free[1] and falls[1] and len(better) > len(worse) else
-                        "not confirmed" if free[0] < free[1] and falls[0] and len(better) < len(worse) else "open")
+        # Between the two largest K one of them loses and the other does not: there they have to be told apart.
+        verdicts.append("confirmed" if any(free[1] < k <= free[0] for k in better) else
+                        "not confirmed" if any(free[0] < k <= free[1] for k in worse) else "open")
         texts.append(f"No loss up to K = {free[0]} against {free[1]} of {METHOD_NAMES[method]}; beside that it is "
                      f"{where(better, worse, neither)}")
         rows |= {id(row): row for curve in (ours, theirs) for row in curve.values()}
@@ -138,29 +143,39 @@ def clean_collapses(setting: Setting) -> Judged | None:
     text = f"{number(base.top1, 1)} % clean; chance is {number(chance, 1)} %. "
     if row is not None and row.top1 is not None:
         error = standard_error(chance, max(1, row.images // row.n))
-        verdict = "confirmed" if row.top1 <= chance + _CHANCE_ERRORS * error else "not confirmed"
+        above = row.top1 - chance - _CHANCE_ERRORS * error
+        verdict = "confirmed" if above <= 0 else "not confirmed" if above > TOLERANCE else "open"
     curve = ", ".join(f"{k}: {number(r.top1, 1)}" for k, r in shuffled.items())
     return Judged(verdict, f"{text}By how many of the last are shuffled, in %: {curve}.", (base, *shuffled.values()))
 
 
 def shuffled_do_not_care(setting: Setting) -> Judged | None:
-    """A network that was trained with shuffling and lost nothing by it is as good without it in the test.
+    """A network that was trained with shuffling is as good without it in the test: up to the K of Table 2 left.
 
-    Both tests are of the same networks on the same images: the difference itself counts.
+    Both tests are of the same networks on the same images: the difference itself counts for it.
     """
     base = setting.base
     pairs = {k: (row, clean) for k, row in sorted(setting.curve("shuffle").items())
              if (clean := setting.tested("shuffle", k).get(0)) is not None and clean.seeds == row.seeds}
     if not pairs or base is None:
         return None
-    free = largest_free(setting, "shuffle") or 0
-    held: list[Verdict] = ["confirmed" if abs((clean.top1 or 0.0) - (row.top1 or 0.0)) <= TOLERANCE else "not confirmed"
-                           for k, (row, clean) in pairs.items() if k <= free]
+    held: list[Verdict] = []
+    apart: list[int] = []
+    for k, (row, clean) in pairs.items():
+        found = interval(clean, row)
+        assert found is not None  # both have an accuracy
+        close = abs(found.difference) <= TOLERANCE
+        if not close:
+            apart.append(k)
+        if k <= _MISMATCHED:
+            held.append("confirmed" if close else
+                        "not confirmed" if found.high < -TOLERANCE or found.low > TOLERANCE else "open")
     told = ", ".join(f"{k}: {number(row.top1, 1)} and {number(clean.top1, 1)}" for k, (row, clean) in pairs.items())
-    kept = f"Shuffling in training costs nothing up to K = {free}." if free else (
-        "Shuffling in training costs accuracy from the first K measured on, so that nothing is said of the claim.")
+    free = largest_free(setting, "shuffle") or 0
+    cost = f"costs nothing up to K = {free}" if free else "itself costs accuracy from the first K measured on"
     text = (f"By K, in %, shuffled and clean test of the same network: {told} (unchanged: {number(base.top1, 1)}). "
-            f"{kept}")
+            + (f"More than a point apart at K = {listed(apart)}. " if apart else "") +
+            f"Judged up to K = {_MISMATCHED}; shuffling in training {cost}.")
     return Judged(combined(held) if held else "open", text, (base, *(row for pair in pairs.values() for row in pair)))
 
 
@@ -179,7 +194,7 @@ def parameters(setting: Setting) -> Judged | None:
         k = sure or largest_free(setting, method)
         params = curve[k].params if k else None
         if not k or params is None or params >= base.params:
-            verdicts.append("not confirmed" if _lost_at_once(setting, curve) else "open")
+            verdicts.append("not confirmed" if _lost(curve.get(1), base) else "open")
             texts.append(f"{METHOD_NAMES[method]} saves none that is known to cost nothing")
             continue
         verdicts.append("confirmed" if sure else "open")
@@ -193,7 +208,7 @@ def parameters(setting: Setting) -> Judged | None:
 
 
 def no_augmentation(setting: Setting) -> Judged | None:
-    """Without augmentation there is a K at which the changed network is better than the unchanged one."""
+    """Without augmentation a changed network is better than the unchanged one, by more than with augmentation."""
     base = setting.base
     if base is None or base.trial.recipe.augment != "none":
         return None
@@ -202,17 +217,37 @@ def no_augmentation(setting: Setting) -> Judged | None:
     verdicts: list[Verdict] = []
     for method in METHODS[1:]:
         curve = setting.curve(method)
-        if curve:
-            better, worse, neither = sides((k, row, base) for k, row in sorted(curve.items()))
-            best = max(curve, key=lambda k: curve[k].top1 or 0.0)
-            texts.append(f"{METHOD_NAMES[method]} is {where(better, worse, neither)}; best "
-                         f"{number(curve[best].top1, 1)} % at K = {best}")
-            rows += curve.values()
-            verdicts.append("confirmed" if better else "open" if neither else "not confirmed")
+        if not curve:
+            continue
+        better, worse, neither = sides((k, row, base) for k, row in sorted(curve.items()))
+        best = max(curve, key=lambda k: curve[k].top1 or 0.0)
+        gain = interval(curve[best], base)
+        assert gain is not None  # both have an accuracy
+        text = f"{METHOD_NAMES[method]} is {where(better, worse, neither)}; best at K = {best}: {_points(gain)}"
+        other = _gain(setting.augmented, method)
+        if other is not None:
+            text += f"; with augmentation its best is {_points(other[1])} at K = {other[0]}"
+        more = other is not None and gain.difference - other[1].difference > math.hypot(gain.half, other[1].half)
+        verdicts.append("not confirmed" if not better and not neither else
+                        "confirmed" if better and more else "in part" if better and other is None else "open")
+        texts.append(text)
+        rows += curve.values()
     if not texts:
         return None
     text = f"Unchanged {number(base.top1, 1)} %. " + ". ".join(texts) + "."
+    if setting.augmented is None:
+        text += " With augmentation nothing was measured: a gain need not be due to its absence."
     return Judged(_of_methods(verdicts, 2), text, (base, *rows))
+
+
+def _gain(setting: Setting | None, method: Method) -> tuple[int, Interval] | None:
+    """Return the K at which `method` is best, and by how much better than the unchanged network it is there."""
+    curve = setting.curve(method) if setting is not None else {}
+    if setting is None or setting.base is None or not curve:
+        return None
+    best = max(curve, key=lambda k: curve[k].top1 or 0.0)
+    found = interval(curve[best], setting.base)
+    return (best, found) if found is not None else None
 
 
 def stride_hurts(setting: Setting) -> Judged | None:
@@ -229,7 +264,8 @@ def stride_hurts(setting: Setting) -> Judged | None:
     pooled = sorted(average.keys() & largest)
     if pooled:
         text += f" Against max pooling it is {where(*sides((k, average[k], largest[k]) for k in pooled))}."
-    return Judged(verdict, text, tuple(each[k] for each in (average, strided) for k in both))
+    beside = (setting.base,) if setting.base is not None else ()
+    return Judged(verdict, text, (*beside, *average.values(), *strided.values(), *largest.values()))
 
 
 def early_layers(setting: Setting) -> Judged | None:
@@ -259,19 +295,21 @@ def _error(row: Row) -> float:
 
 
 def channel_shuffle(setting: Setting) -> Judged | None:
-    """Shuffling the channels of the last unit alone costs accuracy, and more than shuffling its positions."""
+    """Shuffling the channels of the last unit alone costs accuracy; shuffling its positions less, if any."""
     base, channels, positions = setting.base, setting.curve("channel_shuffle"), setting.curve("shuffle")
     if base is None or not channels:
         return None
     found = interval(channels[1], base) if 1 in channels else None
     against = interval(channels[1], positions[1]) if 1 in channels and 1 in positions else None
     lost = found is not None and found.high < -TOLERANCE
-    verdict: Verdict = ("confirmed" if lost and against is not None and against.high < 0 else "in part" if lost else
+    unlike = against is not None and against.high < 0 and not _lost(positions[1], base)
+    verdict: Verdict = ("confirmed" if lost and unlike else "in part" if lost else
                         "not confirmed" if found is not None and found.low >= -TOLERANCE else "open")
     told = ", ".join(f"{k}: {number(row.top1, 1)}" for k, row in sorted(channels.items()))
     text = f"Unchanged {number(base.top1, 1)} %; channels shuffled, by K, in %: {told}."
     if 1 in positions:
-        text += f" Positions shuffled at K = 1: {number(positions[1].top1, 1)} %."
+        text += f" Positions shuffled at K = 1: {number(positions[1].top1, 1)} %"
+        text += ", which costs accuracy as well." if _lost(positions[1], base) else "."
     beside = (positions[1],) if 1 in positions else ()
     return Judged(verdict, text, (base, *channels.values(), *beside))
 
@@ -308,10 +346,12 @@ def field_beyond_image(setting: Setting) -> Judged | None:
     if base is None or not base.image_size or not fields or base.trial.model != "vgg16":
         return None
     enough = [k for k, (field, found) in fields.items() if found.low >= -TOLERANCE and field <= base.image_size]
-    little = [k for k, (field, found) in fields.items() if found.high < -TOLERANCE and field >= base.image_size]
+    least = min((field for field, found in fields.values() if found.difference >= -TOLERANCE), default=math.inf)
+    little = [k for k, (field, found) in fields.items()
+              if found.high < -TOLERANCE and base.image_size <= field < least]
     told = ", ".join(f"{field}: {signed(found.difference, 1)}" for field, found in fields.values())
     text = (f"Images of {base.image_size} pixels; points against the unchanged network by the field in pixels, "
-            f"K = {listed(fields)}: {told}.")
+            f"K = {listed(fields)}: {told}. With the field the kernels shrink, which is not told apart.")
     return Judged(_of(little, enough), text, (base, *setting.curve("conv1x1").values()))
 
 
@@ -322,11 +362,11 @@ THESES = (
            ("fig2-vgg16", "fig2-resnet50"), one_by_one),
     Thesis("A network trained as usual falls to a random guess when its last 3 layers are shuffled in the test.",
            "section 4.1, Table 2 left, Fig. 7", ("table2-left", "fig7-mismatch"), clean_collapses),
-    Thesis("Trained with shuffling at no loss, a network is as accurate whether or not the test shuffles.",
+    Thesis("Trained with shuffling, a network is as accurate whether or not the test shuffles.",
            "section 4.1, Table 2 left, Fig. 7", ("table2-left", "fig7-mismatch"), shuffled_do_not_care),
     Thesis("GAP+FC and 1x1 Conv save parameters at no loss of accuracy.", "section 4.1, Table 1",
            ("fig2-vgg16", "table1"), parameters),
-    Thesis("Without augmentation GAP+FC and 1x1 Conv beat the unchanged network (the paper: ResNet-50 alone).",
+    Thesis("GAP+FC and 1x1 Conv gain more where images are not augmented (the paper: ResNet-50 alone).",
            "section 4.1, Table 2 right", ("table2-right",), no_augmentation),
     Thesis("For 1x1 Conv down-sampling by stride 2 is worse than by pooling.", "section A.1, Fig. 4",
            ("fig4-downsampling",), stride_hurts),
