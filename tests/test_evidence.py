@@ -135,6 +135,17 @@ def test_1x1_against_the_others(ours, theirs, verdict):
     assert theses.one_by_one(Setting((BASE, *curve("conv1x1", *ours)))) is None
 
 
+@pytest.mark.parametrize(("shuffled", "verdict"), [
+    ((50.2, 40.1), "confirmed"), ((46.0, 30.0), "not confirmed"), ((50.2, 30.0), "in part"), ((48.0, 38.0), "open")])
+def test_shuffling_against_pooling(shuffled, verdict):
+    rows = [replace(each, images=1_000_000) if verdict != "open" else each
+            for each in (*curve("shuffle", *shuffled), *curve("gap_fc", 50.0, 40.0, 30.0))]
+    found = judge(theses.alike, BASE, *rows)
+    assert found.verdict == verdict
+    assert f"1: {shuffled[0] - 50:+.1f}, 2: {shuffled[1] - 40:+.1f}; " in found.text.replace("\u2212", "-")
+    assert theses.alike(Setting((BASE, *rows[:2]))) is None
+
+
 @pytest.mark.parametrize(("shuffled", "verdict"), [(1.2, "confirmed"), (1.9, "open"), (25.0, "not confirmed")])
 def test_a_clean_network_that_is_shuffled_in_the_test(shuffled, verdict):
     tested = [row(value, shuffle_last=k) for k, value in ((0, 50.0), (1, 45.0), (3, shuffled))]
@@ -256,7 +267,7 @@ def test_every_claim_names_experiments_of_the_paper_and_a_rule_of_its_own():
     from spaceless.paper import experiments
 
     assert {name for thesis in theses.THESES for name in thesis.experiments} <= experiments().keys()
-    assert len({thesis.judge for thesis in theses.THESES}) == len({thesis.says for thesis in theses.THESES}) == 11
+    assert len({thesis.judge for thesis in theses.THESES}) == len({thesis.says for thesis in theses.THESES}) == 12
 
 
 def test_made_data_holdouts_and_blind_guesses_say_nothing():
@@ -291,9 +302,9 @@ def test_the_command_prints_the_page_and_writes_its_figures(tmp_path, monkeypatc
     assert (status, "![" in plain, list(tmp_path.glob("**/*.svg"))) == (0, False, [])
     status, out, _ = spaceless("report", folder, "--claims", "--figures", "docs/pictures")
     assert status == 0
-    (figure,) = re.findall(r"^!\[Setting A\]\(pictures/(claim-03-a\.svg)\)$", out, re.MULTILINE)
+    (figure,) = re.findall(r"^!\[Setting A\]\(pictures/(claim-04-a\.svg)\)$", out, re.MULTILINE)
     assert "clean \u2192 shuffled" in (tmp_path / "docs" / "pictures" / figure).read_text(encoding="utf-8")
-    assert "Figure of setting A: with claim 3." in out.split("## 4.")[1].split("## 5.")[0]
+    assert "Figure of setting A: with claim 4." in out.split("## 5.")[1].split("## 6.")[0]
     assert "`spaceless study table2-left --preset fast --width 0.25 --epochs 15 --seeds 0`" in plain
     for option in ("--html", "--csv"):
         is_an_error(*spaceless("report", folder, "--claims", option, "x"))
@@ -331,5 +342,5 @@ def test_figures_are_linked_by_the_name_of_their_folder(name, link, tmp_path, mo
     folder = ROOT / "results" / "table2-left-fast-quarter"
     status, out, _ = spaceless("report", folder, "--claims", "--figures", name)
     assert status == 0
-    assert f"]({link}/claim-03-a.svg)" in out
-    assert (tmp_path / "folder" / name / "claim-03-a.svg").is_file()
+    assert f"]({link}/claim-04-a.svg)" in out
+    assert (tmp_path / "folder" / name / "claim-04-a.svg").is_file()

@@ -132,6 +132,22 @@ def one_by_one(setting: Setting) -> Judged | None:
     return Judged(_of_methods(verdicts, 2), ". ".join(texts) + ".", tuple(rows.values()))
 
 
+def alike(setting: Setting) -> Judged | None:
+    """Shuffle Conv and GAP+FC perform alike: within the tolerance of each other, up to the K that the paper draws."""
+    shuffled, pooled = setting.curve("shuffle"), setting.curve("gap_fc")
+    found = {k: compared for k in sorted(shuffled.keys() & pooled)
+             if (compared := interval(shuffled[k], pooled[k])) is not None}
+    if not found:
+        return None
+    near = [k for k, each in found.items() if each.low >= -TOLERANCE and each.high <= TOLERANCE]
+    apart = [k for k, each in found.items() if each.high < -TOLERANCE or each.low > TOLERANCE]
+    told = ", ".join(f"{k}: {signed(each.difference, 1)}" for k, each in found.items())
+    far = f"more than a point apart, whole interval and all, at K = {listed(apart)}" if apart else (
+        "nowhere more than a point apart with the whole interval")
+    text = f"Shuffle Conv minus GAP+FC by K, in points: {told}; {far}."
+    return Judged(_of(near, apart), text, tuple(each[k] for each in (shuffled, pooled) for k in found))
+
+
 def clean_collapses(setting: Setting) -> Judged | None:
     """A network that was trained as usual falls to chance when its last three units are shuffled in the test."""
     base, tested = setting.base, setting.tested("baseline")
@@ -360,6 +376,7 @@ THESES = (
            ("fig2-vgg16", "fig2-resnet50"), last_layers),
     Thesis("1x1 Conv tolerates more changed layers than Shuffle Conv and GAP+FC.", "section 4.2, Fig. 2",
            ("fig2-vgg16", "fig2-resnet50"), one_by_one),
+    Thesis("Shuffle Conv and GAP+FC perform alike.", "section 4.2, Fig. 2", ("fig2-vgg16", "fig2-resnet50"), alike),
     Thesis("A network trained as usual falls to a random guess when its last 3 layers are shuffled in the test.",
            "section 4.1, Table 2 left, Fig. 7", ("table2-left", "fig7-mismatch"), clean_collapses),
     Thesis("Trained with shuffling, a network is as accurate whether or not the test shuffles.",
