@@ -347,8 +347,10 @@ def stripping(setting: Setting) -> Judged | None:
         rows += by_strip.values()
     if not texts:
         return None
+    beside = (setting.base,) if setting.base is not None else ()
     kept = f"no loss by changing up to K = {free}" if free else "changing units costs accuracy already"
-    return Judged(combined(verdicts) if verdicts else "open", ". ".join(texts) + f"; {kept}.", tuple(rows))
+    return Judged(combined(verdicts) if verdicts else "open", ". ".join(texts) + f"; {kept}.",
+                  (*beside, *rows))
 
 
 def field_beyond_image(setting: Setting) -> Judged | None:
