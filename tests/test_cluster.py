@@ -20,6 +20,12 @@ from spaceless.study import run_study
 ray = pytest.importorskip("ray")
 
 
+@pytest.fixture(autouse=True)
+def as_urgent_as_the_rest(monkeypatch):
+    """Ray's workers are nice to others by 15: beside a busy suite they would hardly run."""
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+
+
 @pytest.fixture
 def small():
     """Four trials of 5 epochs."""
