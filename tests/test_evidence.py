@@ -9,13 +9,24 @@ from pathlib import Path
 import pytest
 
 from commands import Commands, is_an_error
-from spaceless import theses
 from spaceless.errors import InputError
 from spaceless.evidence import _key, evidence, evidence_page, telling
 from spaceless.looks import svg
 from spaceless.rows import Row
+from spaceless.rules_of_ablations import (
+    channel_shuffle,
+    clean_collapses,
+    early_layers,
+    field_beyond_image,
+    shuffled_do_not_care,
+    stride_hurts,
+    stripping,
+)
+from spaceless.rules_of_k import alike, last_layers, no_augmentation, one_by_one, parameters
 from spaceless.setting import METHODS, Setting, largest_free, sides
+from spaceless.theses import THESES
 from spaceless.trial import RECIPES, Trial
+from spaceless.verdict import Judged, combined
 
 ROOT = Path(__file__).parents[1]
 _MARKS = r">([^<>]+)</text>|<path"  # what is written in a picture, and a place for each thing drawn
@@ -36,7 +47,7 @@ def curve(method: str, *values: float, **fields) -> list[Row]:
     return [row(value, method, k, **fields) for k, value in enumerate(values, 1)]
 
 
-def judge(rule, *rows: Row) -> theses.Judged:
+def judge(rule, *rows: Row) -> Judged:
     found = rule(Setting(rows))
     assert found is not None
     return found
@@ -80,42 +91,42 @@ def test_other_shuffles_are_another_method_and_of_two_rows_the_one_of_more_passe
     (["confirmed", "not confirmed"], "in part"), (["not confirmed", "open"], "open"), (["in part", "open"], "in part"),
 ])
 def test_parts_of_a_claim_together(parts, verdict):
-    assert theses.combined(parts) == verdict
+    assert combined(parts) == verdict
 
 
 @pytest.mark.parametrize(("shuffled", "verdict", "largest"), [
     (FIVE, "confirmed", 5), ((46.0,), "in part", 0), ((50.1,), "in part", 1)])
 def test_the_last_layers(shuffled, verdict, largest):
     two = *curve("shuffle", *shuffled), *curve("conv1x1", *FIVE)
-    found = judge(theses.last_layers, BASE, *two, *curve("gap_fc", *FIVE))
+    found = judge(last_layers, BASE, *two, *curve("gap_fc", *FIVE))
     assert found.verdict == verdict
-    assert judge(theses.last_layers, BASE, *two).verdict == "in part"  # nothing is known of the third method
+    assert judge(last_layers, BASE, *two).verdict == "in part"  # nothing is known of the third method
     assert f"Shuffle Conv: no loss up to K = {largest}, in the paper 5" in found.text
     assert "1x1 Conv: no loss up to K = 5, in the paper 5" in found.text
 
 
 def test_the_last_layers_of_a_network_that_loses_at_once_or_too_little_to_tell():
-    lost = judge(theses.last_layers, BASE, *curve("shuffle", 46.0))
+    lost = judge(last_layers, BASE, *curve("shuffle", 46.0))
     assert lost.verdict == "not confirmed"
     assert "K = 1: −4.0 points (−5.4 to −2.6)" in lost.text
-    assert judge(theses.last_layers, BASE, *curve("shuffle", 49.5)).verdict == "open"
-    later = judge(theses.last_layers, BASE, row(46.0, "shuffle", 3))
+    assert judge(last_layers, BASE, *curve("shuffle", 49.5)).verdict == "open"
+    later = judge(last_layers, BASE, row(46.0, "shuffle", 3))
     assert later.verdict == "not confirmed"  # in the paper five cost nothing
     assert "not measured: K = 1, 2" in later.text
-    assert judge(theses.last_layers, BASE, row(46.0, "shuffle", 6)).verdict == "open"
+    assert judge(last_layers, BASE, row(46.0, "shuffle", 6)).verdict == "open"
 
 
 def test_over_seeds_the_spread_decides():
     base, steady, varied = (row(value, method, k, seeds=3, spread=spread) for value, method, k, spread in (
         (50.0, "baseline", 0, 0.1), (49.5, "conv1x1", 1, 0.1), (49.5, "conv1x1", 1, 2.0)))
-    assert judge(theses.parameters, base, replace(steady, params=750)).verdict == "in part"  # it holds for one of two
-    assert judge(theses.parameters, base, replace(varied, params=750)).verdict == "open"
+    assert judge(parameters, base, replace(steady, params=750)).verdict == "in part"  # it holds for one of two
+    assert judge(parameters, base, replace(varied, params=750)).verdict == "open"
 
 
 def test_the_papers_k_is_of_the_papers_training():
     for other in (row(50.0, augment="none"), row(50.0, image_size=64)):
         fields = {"augment": other.trial.recipe.augment, "image_size": other.trial.image_size}
-        found = judge(theses.last_layers, other, *(
+        found = judge(last_layers, other, *(
             each for method in METHODS for each in curve(method, 52.0, 52.0, **fields)))
         assert (found.verdict, "in the paper" in found.text) == ("confirmed", False)
 
@@ -129,10 +140,10 @@ def test_the_papers_k_is_of_the_papers_training():
 ])
 def test_1x1_against_the_others(ours, theirs, verdict):
     both = [curve(method, *theirs) for method in ("gap_fc", "shuffle")]
-    assert judge(theses.one_by_one, BASE, *curve("conv1x1", *ours), *both[0], *both[1]).verdict == verdict
-    alone = judge(theses.one_by_one, BASE, *curve("conv1x1", *ours), *both[0]).verdict
+    assert judge(one_by_one, BASE, *curve("conv1x1", *ours), *both[0], *both[1]).verdict == verdict
+    alone = judge(one_by_one, BASE, *curve("conv1x1", *ours), *both[0]).verdict
     assert alone == ("in part" if verdict == "confirmed" else verdict)  # the claim is about both
-    assert theses.one_by_one(Setting((BASE, *curve("conv1x1", *ours)))) is None
+    assert one_by_one(Setting((BASE, *curve("conv1x1", *ours)))) is None
 
 
 @pytest.mark.parametrize(("shuffled", "verdict"), [
@@ -140,45 +151,45 @@ def test_1x1_against_the_others(ours, theirs, verdict):
 def test_shuffling_against_pooling(shuffled, verdict):
     rows = [replace(each, images=1_000_000) if verdict != "open" else each
             for each in (*curve("shuffle", *shuffled), *curve("gap_fc", 50.0, 40.0, 30.0))]
-    found = judge(theses.alike, BASE, *rows)
+    found = judge(alike, BASE, *rows)
     assert found.verdict == verdict
     assert f"1: {shuffled[0] - 50:+.1f}, 2: {shuffled[1] - 40:+.1f}; " in found.text.replace("\u2212", "-")
-    assert theses.alike(Setting((BASE, *rows[:2]))) is None
+    assert alike(Setting((BASE, *rows[:2]))) is None
 
 
 @pytest.mark.parametrize(("shuffled", "verdict"), [(1.2, "confirmed"), (1.9, "open"), (25.0, "not confirmed")])
 def test_a_clean_network_that_is_shuffled_in_the_test(shuffled, verdict):
     tested = [row(value, shuffle_last=k) for k, value in ((0, 50.0), (1, 45.0), (3, shuffled))]
-    found = judge(theses.clean_collapses, BASE, *tested)
+    found = judge(clean_collapses, BASE, *tested)
     assert found.verdict == verdict
     assert "chance is 1.0 %" in found.text
     assert f"1: 45.0, 3: {shuffled:.1f}" in found.text
-    assert theses.clean_collapses(Setting((BASE, tested[0]))) is None
-    assert judge(theses.clean_collapses, BASE, row(1.1, shuffle_last=8)).verdict == "open"  # the claim is about three
+    assert clean_collapses(Setting((BASE, tested[0]))) is None
+    assert judge(clean_collapses, BASE, row(1.1, shuffle_last=8)).verdict == "open"  # the claim is about three
 
 
 @pytest.mark.parametrize(("trained", "clean", "verdict"), [
     (50.0, 50.9, "confirmed"), (50.0, 46.0, "not confirmed"), (50.0, 48.8, "open"), (30.0, 29.5, "confirmed")])
 def test_a_shuffled_network_that_is_not_shuffled_in_the_test(trained, clean, verdict):
     rows = BASE, row(trained, "shuffle", 3), row(clean, "shuffle", 3, shuffle_last=0)
-    found = judge(theses.shuffled_do_not_care, *rows)
+    found = judge(shuffled_do_not_care, *rows)
     assert (found.verdict, f"3: {trained} and {clean}" in found.text) == (verdict, True)
     later = row(45.0, "shuffle", 7), row(40.0, "shuffle", 7, shuffle_last=0)
-    both = judge(theses.shuffled_do_not_care, *rows, *later)
+    both = judge(shuffled_do_not_care, *rows, *later)
     assert (both.verdict, "7." in both.text.split("apart at K = ")[1]) == (verdict, True)
-    assert judge(theses.shuffled_do_not_care, BASE, *later).verdict == "open"  # Table 2 shuffles three
-    assert theses.shuffled_do_not_care(Setting(rows[:2])) is None
-    assert theses.shuffled_do_not_care(Setting((*rows[:2], replace(rows[2], seeds=(1,))))) is None  # another network
+    assert judge(shuffled_do_not_care, BASE, *later).verdict == "open"  # Table 2 shuffles three
+    assert shuffled_do_not_care(Setting(rows[:2])) is None
+    assert shuffled_do_not_care(Setting((*rows[:2], replace(rows[2], seeds=(1,))))) is None  # another network
 
 
 @pytest.mark.parametrize(("accuracy", "params", "verdict"), [
     (52.0, 750, "confirmed"), (49.8, 750, "open"), (48.9, 750, "open"), (40.0, 750, "not confirmed"),
     (55.0, 1200, "open"), (55.0, None, "open")])
 def test_parameters_saved(accuracy, params, verdict):
-    found = judge(theses.parameters, BASE, row(accuracy, "gap_fc", 1, params=params))
+    found = judge(parameters, BASE, row(accuracy, "gap_fc", 1, params=params))
     assert found.verdict == ("in part" if verdict == "confirmed" else verdict)  # the claim is about both methods
     assert ("saves 25 % of the parameters at K = 1" in found.text) == (accuracy > 49 and params == 750)
-    with_other = judge(theses.parameters, BASE, row(accuracy, "gap_fc", 1, params=params),
+    with_other = judge(parameters, BASE, row(accuracy, "gap_fc", 1, params=params),
                        row(52.0, "conv1x1", 1, params=750))
     assert with_other.verdict == ("confirmed" if verdict == "confirmed" else "in part")
 
@@ -190,25 +201,25 @@ def test_without_augmentation(values, usual, verdict):
     base = row(50.0, augment="none")
     one, other = (curve(method, *values, augment="none") for method in ("conv1x1", "gap_fc"))
     twin = Setting((BASE, *curve("conv1x1", *usual), *curve("gap_fc", *usual)))
-    found = theses.no_augmentation(Setting((base, *one, *other), twin))
+    found = no_augmentation(Setting((base, *one, *other), twin))
     assert found.verdict == verdict
     assert f"with augmentation its best is {max(usual) - 50:+.1f} points" in found.text.replace("\u2212", "-")
-    half = theses.no_augmentation(Setting((base, *one), twin)).verdict
+    half = no_augmentation(Setting((base, *one), twin)).verdict
     assert half == ("in part" if verdict == "confirmed" else verdict)  # the claim is about both methods
-    alone = judge(theses.no_augmentation, base, *one, *other)
+    alone = judge(no_augmentation, base, *one, *other)
     assert alone.verdict == ("in part" if max(values) > 51 else verdict)  # as large a gain may come with augmentation
     assert "With augmentation nothing was measured" in alone.text
-    assert theses.no_augmentation(twin) is None
+    assert no_augmentation(twin) is None
 
 
 @pytest.mark.parametrize(("strided", "verdict"), [(45.0, "confirmed"), (50.0, "open"), (55.0, "not confirmed")])
 def test_down_sampling(strided, verdict):
     rows = [BASE, *(row(value, "conv1x1", 7, downsample=how)
                     for how, value in (("avg", 50.0), ("max", 50.2), ("stride", strided)))]
-    found = judge(theses.stride_hurts, *rows)
+    found = judge(stride_hurts, *rows)
     assert found.verdict == verdict
     assert "Against max pooling it is not to be told apart at K = 7." in found.text
-    assert theses.stride_hurts(Setting(tuple(rows[:3]))) is None
+    assert stride_hurts(Setting(tuple(rows[:3]))) is None
 
 
 def test_one_difference_among_many_has_to_be_larger():
@@ -222,11 +233,11 @@ def test_one_difference_among_many_has_to_be_larger():
 def test_single_layers(first, last, verdict):
     values = first, first, 45.0, 45.0, last, last
     alone = [row(value, "shuffle", 0, only=unit) for unit, value in enumerate(values, 1)]
-    found = judge(theses.early_layers, replace(BASE, units=6), *alone)
+    found = judge(early_layers, replace(BASE, units=6), *alone)
     assert found.verdict == verdict
     assert f"first 2 units measured, each alone, come to {first} %, the last 2 to {last} %" in found.text
-    assert judge(theses.early_layers, replace(BASE, units=13), *alone).verdict == "open"  # the last ones are missing
-    assert theses.early_layers(Setting((BASE, *alone[:2]))) is None
+    assert judge(early_layers, replace(BASE, units=13), *alone).verdict == "open"  # the last ones are missing
+    assert early_layers(Setting((BASE, *alone[:2]))) is None
 
 
 @pytest.mark.parametrize(("channels", "positions", "verdict"), [
@@ -234,20 +245,20 @@ def test_single_layers(first, last, verdict):
     (49.5, 50.0, "open")])
 def test_channels(channels, positions, verdict):
     rows = BASE, *curve("channel_shuffle", channels), *curve("shuffle", positions)
-    assert judge(theses.channel_shuffle, *rows).verdict == verdict
+    assert judge(channel_shuffle, *rows).verdict == verdict
     later = row(5.0, "channel_shuffle", 13), row(8.0, "shuffle", 13)
-    assert judge(theses.channel_shuffle, BASE, *later).verdict == "open"  # at once means with the last unit alone
+    assert judge(channel_shuffle, BASE, *later).verdict == "open"  # at once means with the last unit alone
 
 
 @pytest.mark.parametrize(("bare", "verdict"), [(45.0, "confirmed"), (50.2, "open"), (55.0, "not confirmed")])
 def test_stripped_layers(bare, verdict):
     rows = [row(value, "conv1x1", 2, strip=strip) for strip, value in enumerate((51.0, 49.0, bare))]
-    found = judge(theses.stripping, BASE, *rows)
+    found = judge(stripping, BASE, *rows)
     assert found.verdict == verdict
     assert f"so many kept, in %: 0: {bare}, 1: 49.0, 2: 51.0; with 2 removed" in found.text
-    assert theses.stripping(Setting((BASE, rows[0]))) is None
+    assert stripping(Setting((BASE, rows[0]))) is None
     broken = [row(value, "conv1x1", 2, strip=strip) for strip, value in enumerate((20.0, 30.0))]
-    assert judge(theses.stripping, BASE, *broken).verdict == "open"  # changing it costs accuracy already
+    assert judge(stripping, BASE, *broken).verdict == "open"  # changing it costs accuracy already
 
 
 @pytest.mark.parametrize(("fields", "verdict"), [
@@ -256,18 +267,18 @@ def test_stripped_layers(bare, verdict):
     (((44, 52.0), (20, 40.0)), "open"), (((30, 49.1),), "open"), (((60, 46.0), (44, 50.0)), "open")])
 def test_the_field_that_is_needed(fields, verdict):
     rows = [row(top1, "conv1x1", k, field=field) for k, (field, top1) in enumerate(fields, 1)]
-    found = judge(theses.field_beyond_image, BASE, *rows)
+    found = judge(field_beyond_image, BASE, *rows)
     assert found.verdict == verdict
     assert f"{fields[0][0]}: {fields[0][1] - 50:+.1f}".replace("-", "−") in found.text
     other = [replace(each, trial=each.trial.model_copy(update={"model": "resnet50"})) for each in (BASE, *rows)]
-    assert theses.field_beyond_image(Setting(tuple(other))) is None  # a field of branches is an upper bound
+    assert field_beyond_image(Setting(tuple(other))) is None  # a field of branches is an upper bound
 
 
 def test_every_claim_names_experiments_of_the_paper_and_a_rule_of_its_own():
     from spaceless.paper import experiments
 
-    assert {name for thesis in theses.THESES for name in thesis.experiments} <= experiments().keys()
-    assert len({thesis.judge for thesis in theses.THESES}) == len({thesis.says for thesis in theses.THESES}) == 12
+    assert {name for thesis in THESES for name in thesis.experiments} <= experiments().keys()
+    assert len({thesis.judge for thesis in THESES}) == len({thesis.says for thesis in THESES}) == 12
 
 
 def test_made_data_holdouts_and_blind_guesses_say_nothing():

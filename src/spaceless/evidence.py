@@ -19,8 +19,9 @@ from spaceless.protocol import protocol
 from spaceless.rows import Problem, Row, Study, load, rows
 from spaceless.setting import TOLERANCE, Setting
 from spaceless.tables import plain
-from spaceless.theses import THESES, Judged, Thesis
+from spaceless.theses import THESES, Thesis
 from spaceless.trial import PAPER_MODELS, RECIPES, Outcome, ShuffleOptions, Trial, is_control
+from spaceless.verdict import Judged
 
 _NONE = "no outcome here tests it"
 _PAPER_DATA = ("cifar100", "imagenet32", "imagenet")

@@ -1,0 +1,160 @@
+"""The rules for the claims about K: how many of the last units each method may change, and what that saves."""
+
+from __future__ import annotations
+
+import math
+
+from spaceless.certainty import Interval, interval
+from spaceless.findings import METHOD_NAMES
+from spaceless.numerals import listed, number, signed
+from spaceless.rows import Row
+from spaceless.setting import METHODS, TOLERANCE, Setting, largest_free, paper_k, sides, where
+from spaceless.trial import Method
+from spaceless.verdict import Judged, Verdict, in_points, loses, of_all, weighed
+
+
+def last_layers(setting: Setting) -> Judged | None:
+    """The last units need no space: no loss up to the paper's K, or to K = 2 where it names none, by each method."""
+    base = setting.base
+    texts: list[str] = []
+    verdicts: list[Verdict] = []
+    rows: list[Row] = []
+    for method in METHODS:
+        curve = setting.curve(method)
+        if base is None or not curve:
+            continue
+        measured, sure = largest_free(setting, method), largest_free(setting, method, sure=True)
+        theirs = paper_k(setting, method)
+        assert measured is not None and sure is not None  # there are a baseline and a curve
+        lost = [k for k, row in curve.items() if k <= (theirs or 2) and loses(row, base)]
+        verdicts.append("confirmed" if sure >= (theirs or 2) else "in part" if sure else
+                        "not confirmed" if lost else "open")
+        text = f"{METHOD_NAMES[method]}: no loss up to K = {measured}"
+        text += "" if theirs is None else f", in the paper {theirs}"
+        if measured != sure:
+            text += f" (with the whole interval up to {sure})"
+        beyond = min((k for k in curve if k > measured), default=None)
+        if beyond is not None and (found := interval(curve[beyond], base)) is not None:
+            text += f"; K = {beyond}: {in_points(found)}"
+        failed = sorted(setting.failed(method) - curve.keys())
+        text += f"; trained to no result: K = {listed(failed)}" if failed else ""
+        gaps = [k for k in range(1, beyond or max(curve)) if k not in curve and k not in failed]
+        texts.append(text + (f"; not measured: K = {listed(gaps)}" if gaps else ""))
+        rows += curve.values()
+    if base is None or not texts:
+        return None
+    return Judged(of_all(verdicts, len(METHODS)), ". ".join(texts) + ".", (base, *rows))
+
+
+def one_by_one(setting: Setting) -> Judged | None:
+    """1x1 Conv bears more changed units than each of the others, of the K at which both were measured.
+
+    It has to be the better one at a K that it bears and the other does not.
+    """
+    ours, base = setting.curve("conv1x1"), setting.base
+    texts: list[str] = []
+    verdicts: list[Verdict] = []
+    rows: dict[int, Row] = {}
+    for method in ("shuffle", "gap_fc"):
+        theirs = setting.curve(method)
+        both = sorted(ours.keys() & theirs)
+        if base is None or not both:
+            continue
+        free = [largest_free(setting, each, among=both) or 0 for each in ("conv1x1", method)]
+        better, worse, neither = sides((k, ours[k], theirs[k]) for k in both)
+        # Between the two largest K one of them loses and the other does not: there they have to be told apart.
+        verdicts.append("confirmed" if any(free[1] < k <= free[0] for k in better) else
+                        "not confirmed" if any(free[0] < k <= free[1] for k in worse) else "open")
+        texts.append(f"No loss up to K = {free[0]} against {free[1]} of {METHOD_NAMES[method]}; beside that it is "
+                     f"{where(better, worse, neither)}")
+        rows |= {id(row): row for curve in (ours, theirs) for row in curve.values()}
+    if not verdicts:
+        return None
+    return Judged(of_all(verdicts, 2), ". ".join(texts) + ".", tuple(rows.values()))
+
+
+def alike(setting: Setting) -> Judged | None:
+    """Shuffle Conv and GAP+FC perform alike: within the tolerance of each other, up to the K that the paper draws."""
+    shuffled, pooled = setting.curve("shuffle"), setting.curve("gap_fc")
+    found = {k: compared for k in sorted(shuffled.keys() & pooled)
+             if (compared := interval(shuffled[k], pooled[k])) is not None}
+    if not found:
+        return None
+    near = [k for k, each in found.items() if each.low >= -TOLERANCE and each.high <= TOLERANCE]
+    apart = [k for k, each in found.items() if each.high < -TOLERANCE or each.low > TOLERANCE]
+    told = ", ".join(f"{k}: {signed(each.difference, 1)}" for k, each in found.items())
+    far = f"more than a point apart, whole interval and all, at K = {listed(apart)}" if apart else (
+        "nowhere more than a point apart with the whole interval")
+    text = f"Shuffle Conv minus GAP+FC by K, in points: {told}; {far}."
+    return Judged(weighed(near, apart), text, tuple(each[k] for each in (shuffled, pooled) for k in found))
+
+
+def parameters(setting: Setting) -> Judged | None:
+    """GAP+FC and 1x1 Conv save parameters at no loss."""
+    base = setting.base
+    texts: list[str] = []
+    verdicts: list[Verdict] = []
+    rows: list[Row] = []
+    for method in METHODS[1:]:
+        curve = setting.curve(method)
+        if base is None or not base.params or not curve:
+            continue
+        rows += curve.values()
+        sure = largest_free(setting, method, sure=True)
+        k = sure or largest_free(setting, method)
+        params = curve[k].params if k else None
+        if not k or params is None or params >= base.params:
+            verdicts.append("not confirmed" if loses(curve.get(1), base) else "open")
+            texts.append(f"{METHOD_NAMES[method]} saves none that is known to cost nothing")
+            continue
+        verdicts.append("confirmed" if sure else "open")
+        how = "no loss with the whole interval" if sure else "no loss by the mean alone"
+        saved = 100 * (1 - params / base.params)
+        texts.append(f"{METHOD_NAMES[method]} saves {saved:.0f} % of the parameters at K = {k}, {how}, "
+                     f"{number(curve[k].top1, 1)} against {number(base.top1, 1)} %")
+    if base is None or not texts:
+        return None
+    return Judged(of_all(verdicts, 2), ". ".join(texts) + ".", (base, *rows))
+
+
+def no_augmentation(setting: Setting) -> Judged | None:
+    """Without augmentation a changed network is better than the unchanged one, by more than with augmentation."""
+    base = setting.base
+    if base is None or base.trial.recipe.augment != "none":
+        return None
+    texts: list[str] = []
+    rows: list[Row] = []
+    verdicts: list[Verdict] = []
+    for method in METHODS[1:]:
+        curve = setting.curve(method)
+        if not curve:
+            continue
+        better, worse, neither = sides((k, row, base) for k, row in sorted(curve.items()))
+        best = max(curve, key=lambda k: curve[k].top1 or 0.0)
+        gain = interval(curve[best], base)
+        assert gain is not None  # both have an accuracy
+        text = f"{METHOD_NAMES[method]} is {where(better, worse, neither)}; best at K = {best}: {in_points(gain)}"
+        other = _gain(setting.augmented, method)
+        if other is not None:
+            text += f"; with augmentation its best is {in_points(other[1])} at K = {other[0]}"
+        more = other is not None and gain.difference - other[1].difference > math.hypot(gain.half, other[1].half)
+        verdicts.append("not confirmed" if not better and not neither else
+                        "confirmed" if better and more else "in part" if better and other is None else "open")
+        texts.append(text)
+        rows += curve.values()
+    if not texts:
+        return None
+    text = f"Unchanged {number(base.top1, 1)} %. " + ". ".join(texts) + "."
+    if setting.augmented is None:
+        text += " With augmentation nothing was measured: a gain need not be due to its absence."
+    return Judged(of_all(verdicts, 2), text, (base, *rows))
+
+
+def _gain(setting: Setting | None, method: Method) -> tuple[int, Interval] | None:
+    """Return the K at which `method` is best, and by how much better than the unchanged network it is there."""
+    curve = setting.curve(method) if setting is not None else {}
+    if setting is None or setting.base is None or not curve:
+        return None
+    best = max(curve, key=lambda k: curve[k].top1 or 0.0)
+    found = interval(curve[best], setting.base)
+    return (best, found) if found is not None else None

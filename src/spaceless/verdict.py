@@ -1,0 +1,53 @@
+"""What a setting may say of a claim, and the words and thresholds that the rules of all claims share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple
+
+from spaceless.certainty import Interval, interval
+from spaceless.numerals import signed
+from spaceless.rows import Row
+from spaceless.setting import TOLERANCE
+
+Verdict = Literal["confirmed", "in part", "not confirmed", "open"]
+
+
+class Judged(NamedTuple):
+    """What one setting says of a claim: the verdict, the figures behind it, and the rows that they are of."""
+
+    verdict: Verdict
+    text: str
+    rows: tuple[Row, ...]
+
+
+def combined(verdicts: Iterable[Verdict]) -> Verdict:
+    """Return the verdict of parts: what holds for some of them holds in part, and open parts leave all open."""
+    found = set(verdicts)
+    if len(found) == 1:
+        return found.pop()
+    return "in part" if found & {"confirmed", "in part"} else "open"
+
+
+def of_all(verdicts: Sequence[Verdict], named: int) -> Verdict:
+    """Return the verdict of a claim that names so many methods: confirmed only where each of them was measured."""
+    verdict = combined(verdicts)
+    return "in part" if verdict == "confirmed" and len(verdicts) < named else verdict
+
+
+def weighed(speaks_for: Sequence[int], against: Sequence[int]) -> Verdict:
+    """Return the verdict where so many K speak for a claim, and so many against it."""
+    if speaks_for:
+        return "in part" if against else "confirmed"
+    return "not confirmed" if against else "open"
+
+
+def loses(row: Row | None, base: Row) -> bool:
+    """Tell whether `row` loses more than the tolerance against the unchanged network, whole interval and all."""
+    found = interval(row, base) if row is not None else None
+    return found is not None and found.high < -TOLERANCE
+
+
+def in_points(found: Interval) -> str:
+    """Return a difference with its interval, in words."""
+    return f"{signed(found.difference, 1)} points ({signed(found.low, 1)} to {signed(found.high, 1)})"
