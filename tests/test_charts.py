@@ -129,6 +129,15 @@ def test_every_kind_of_figure_follows_from_the_data(made, x, expected):
     assert panel_chart(panel, 1.0)
 
 
+def test_over_the_receptive_field_stands_where_it_is_the_image():
+    made = [outcome(method, k, top1=top1, field=field, image_size=size) for size in (32, 64)
+            for method, k, top1, field in (("baseline", 0, 74.0, 212), ("conv1x1", 2, 60.0, 40))]
+    spec = panel_chart(_panel(made), 1.0)
+    rules = [v for values in _drawn(spec, "rule") for v in values]
+    assert [(r["series"], r["x"]) for r in rules if "x" in r] == [("32 pixels", 32), ("64 pixels", 64)]
+    assert [r["y"] for r in rules if "y" in r] == [0.0]  # each line is against its own baseline
+
+
 def test_the_calibration_marks_the_truth(tmp_path):
     calibration(tmp_path, {0: (99.0,), 1: (99.0,), 2: (70.0,), 3: (25.0,)}, learnable=1, chance_from=3)
     outcomes, (study,), _ = load([tmp_path])

@@ -15,8 +15,10 @@ from spaceless.trial import Outcome
 def accuracy_caption(panel: Panel, tolerance: float, ringed: bool) -> str:
     """Return how to read the chart of `panel`; `ringed` tells whether the largest free K are marked."""
     parts = [f"{panel.title}.", bands(panel.rows)]
-    if panel.x != "receptive_field" and panel.baseline is not None:
+    if panel.x == "receptive_field" or panel.baseline is not None:
         parts.append(f"The shaded strip lies within {points(tolerance)} of the baseline.")
+    if panel.x == "receptive_field":
+        parts.append("Dotted: where the receptive field is as large as the image.")
     if ringed:
         parts.append("Rings: the largest K of each method such that it and every smaller one lie in the strip.")
     return " ".join(parts)

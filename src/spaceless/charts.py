@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from spaceless.axes import K_PLACE
 from spaceless.findings import Panel, free_ks
 from spaceless.looks import METHOD_LOOKS, PAPER_MARK, Ink, Spec, arranged, chart, finish, layered
-from spaceless.marks import Record, numbered, points, printed_points, record
+from spaceless.marks import Record, numbered, points, printed_points, record, size_name
 
 if TYPE_CHECKING:
     import altair as alt
@@ -30,8 +30,8 @@ _PRINTED_NAMES = ("datum.series", f"'{PAPER_MARK}'")
 def panel_chart(panel: Panel, tolerance: float | None = None) -> Spec | None:
     """Return the Vega-Lite specification of a panel, or None when no accuracy in it was measured.
 
-    Shows the accuracy in percent (over the receptive field: its difference to the baseline in percentage points),
-    a band of mean +- standard deviation over runs only where there are several, the baseline as a rule with
+    Shows the accuracy in percent (over the receptive field: its difference to the baseline in percentage points, and
+    where the field is as large as the image), a band of mean +- standard deviation over runs only where there are several, the baseline as a rule with
     `tolerance` percentage points below it, a ring around the largest free K of each line, the paper's printed values
     as hollow diamonds; over K also the parameters.
     """
@@ -46,7 +46,7 @@ def panel_chart(panel: Panel, tolerance: float | None = None) -> Spec | None:
     sized = [p for p in measured if p["params"] is not None]
     with_sizes = panel.x == "k" and len({p["params"] for p in sized}) > 1
     x = _x_axis(panel, measured, titled=not with_sizes)
-    layers = [*_reference(panel, tolerance), *lines(measured, x, y_title, ink), *_rings(panel, tolerance, x, ink),
+    layers = [*_reference(panel, tolerance), *_image_sizes(panel, names, x, ink), *lines(measured, x, y_title, ink), *_rings(panel, tolerance, x, ink),
               *_printed_marks(printed, x, y_title, ink)]
     main = layered(*layers, width=WIDTH, height=HEIGHT)
     if not with_sizes:
@@ -114,9 +114,12 @@ def _reference(panel: Panel, tolerance: float | None) -> list[alt.Chart]:
     import altair as alt
 
     base = panel.baseline
-    if base is None or base.top1 is None or panel.x == "receptive_field":
+    if panel.x == "receptive_field":  # whose points are differences, each to the baseline of its own size
+        level = [{"y": 0.0, "y2": -(tolerance or 0), "text": ["baseline"]}]
+    elif base is None or base.top1 is None:
         return []
-    level = [{"y": base.top1, "y2": base.top1 - (tolerance or 0), "text": ["baseline", f"{base.top1:.1f} %"]}]
+    else:
+        level = [{"y": base.top1, "y2": base.top1 - (tolerance or 0), "text": ["baseline", f"{base.top1:.1f} %"]}]
     y = alt.Y("y:Q")
     layers = []
     if tolerance:
@@ -126,6 +129,20 @@ def _reference(panel: Panel, tolerance: float | None) -> list[alt.Chart]:
         align="left", baseline="middle", dx=6, fontSize=12, color="currentColor",
     ).encode(x=alt.value("width"), y=y, text=alt.Text("text:N")))
     return layers
+
+
+def _image_sizes(panel: Panel, names: Sequence[str], x: alt.X, ink: Ink) -> list[alt.Chart]:
+    """Return an upright rule on each line over the receptive field, where the field is as large as the image."""
+    import altair as alt
+
+    if panel.x != "receptive_field":
+        return []
+    sizes = {size_name(row.image_size): row.image_size for row in panel.rows if row.image_size}
+    found = [{"series": name, "x": sizes[name], "says": "the field is as large as the image"}
+             for name in names if name in sizes]
+    tips = [alt.Tooltip("series:N", title="images"), alt.Tooltip("says:N", title="rule")]
+    marks = chart(found).mark_rule(strokeDash=[2, 3], strokeWidth=1.5)
+    return [marks.encode(x=x, stroke=ink.stroke, tooltip=tips)] if found else []
 
 
 def _rings(panel: Panel, tolerance: float | None, x: alt.X, ink: Ink) -> list[alt.Chart]:

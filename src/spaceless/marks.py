@@ -40,8 +40,13 @@ def _relative(panel: Panel) -> list[Record]:
         rows = [r for r in panel.rows if (r.image_size or 0) == size and r.receptive_field is not None]
         base = next((r for r in rows if r.trial.method == "baseline" and r.top1 is not None), None)
         if base is not None and base.top1 is not None:
-            found += [record(f"{size} pixels", r.receptive_field or 0, r, base.top1) for r in rows]
+            found += [record(size_name(size), r.receptive_field or 0, r, base.top1) for r in rows]
     return found
+
+
+def size_name(pixels: int | None) -> str:
+    """Return the name of the line of images of so many pixels."""
+    return f"{pixels or 0} pixels"
 
 
 def record(name: str, x: int, row: Row, zero: float) -> Record:
