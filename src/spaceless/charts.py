@@ -31,9 +31,9 @@ def panel_chart(panel: Panel, tolerance: float | None = None) -> Spec | None:
     """Return the Vega-Lite specification of a panel, or None when no accuracy in it was measured.
 
     Shows the accuracy in percent (over the receptive field: its difference to the baseline in percentage points, and
-    where the field is as large as the image), a band of mean +- standard deviation over runs only where there are several, the baseline as a rule with
-    `tolerance` percentage points below it, a ring around the largest free K of each line, the paper's printed values
-    as hollow diamonds; over K also the parameters.
+    where the field is as large as the image), a band of mean +- standard deviation over runs only where there are
+    several, the baseline as a rule with `tolerance` percentage points below it, a ring around the largest free K of
+    each line, the paper's printed values as hollow diamonds; over K also the parameters.
     """
     measured = numbered(points(panel))
     if not any(p["y"] is not None for p in measured):
@@ -46,8 +46,8 @@ def panel_chart(panel: Panel, tolerance: float | None = None) -> Spec | None:
     sized = [p for p in measured if p["params"] is not None]
     with_sizes = panel.x == "k" and len({p["params"] for p in sized}) > 1
     x = _x_axis(panel, measured, titled=not with_sizes)
-    layers = [*_reference(panel, tolerance), *_image_sizes(panel, names, x, ink), *lines(measured, x, y_title, ink), *_rings(panel, tolerance, x, ink),
-              *_printed_marks(printed, x, y_title, ink)]
+    layers = [*_reference(panel, tolerance), *_image_sizes(panel, names, x, ink), *lines(measured, x, y_title, ink),
+              *_rings(panel, tolerance, x, ink), *_printed_marks(printed, x, y_title, ink)]
     main = layered(*layers, width=WIDTH, height=HEIGHT)
     if not with_sizes:
         return finish(main, _BESIDE)
