@@ -59,6 +59,7 @@ WRONG = {
     "train, data with a line break": train(data="a\nb"), "train, distance": train(data="arrangement-1"),
     "report, live and figures": ("report", "folder", "--live", "--figures", "x"),
     "report, every": ("report", "runs", "--live", "--every", "0"),
+    "report, every and nothing live": ("report", "runs", "--every", "5"),
     "study, nothing": ("study",), "study, name": ("study", "fig2-vgg61"),
     "study, preset": ("study", "mine.toml", "--preset", "quick"), "study, no file": ("study", "nowhere.toml"),
     "study, broken file": ("study", "broken.toml"), "study, folder": ("study", "folder.toml"),

@@ -51,7 +51,7 @@ def paper(experiment: str | None = None, *, check: bool = False, as_json: Json =
 @app.command
 def report(
     *dirs: Path, html: Path | None = None, csv: Path | None = None, figures: Path | None = None,
-    markdown: bool = False, claims: bool = False, open_report: bool = False, live: bool = False, every: int = 10,
+    markdown: bool = False, claims: bool = False, open_report: bool = False, live: bool = False, every: int | None = None,
 ) -> None:
     """Write one page about everything in some run folders, with the paper's numbers beside ours.
 
@@ -77,7 +77,7 @@ def report(
     live
         Write the page again and again until all planned trials have ended; in the browser it loads itself again.
     every
-        Seconds between two writings of the live page.
+        With `--live`: seconds between two writings of the page (default: 10).
 
     """
     from spaceless.report import write_claims, write_report
@@ -88,8 +88,11 @@ def report(
         if csv or figures or markdown or claims:
             raise InputError("--live", found="--csv, --figures, --markdown or --claims", expected="the page alone",
                              cure="write those when the study has ended")
-        work.watch(dirs, html, every, open_report)
+        work.watch(dirs, html, 10 if every is None else every, open_report)
         return
+    if every is not None:
+        raise InputError(f"--every {every}", found="no --live", expected="both, or neither",
+                         cure="add --live, or leave --every out")
     if claims:
         if html or csv or markdown or open_report:
             raise InputError("--claims", found="--html, --csv, --markdown or --open-report",
