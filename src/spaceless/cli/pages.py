@@ -51,7 +51,8 @@ def paper(experiment: str | None = None, *, check: bool = False, as_json: Json =
 @app.command
 def report(
     *dirs: Path, html: Path | None = None, csv: Path | None = None, figures: Path | None = None,
-    markdown: bool = False, claims: bool = False, open_report: bool = False, live: bool = False, every: int | None = None,
+    markdown: bool = False, claims: bool = False, open_report: bool = False, live: bool = False,
+    every: int | None = None,
 ) -> None:
     """Write one page about everything in some run folders, with the paper's numbers beside ours.
 
