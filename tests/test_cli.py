@@ -214,7 +214,7 @@ def test_a_training_from_end_to_end(spaceless, tmp_path):
 
     status, out, err = spaceless("evaluate", folder, "--profile", "--test-images", 20, "--repeats", 2)
     assert (status, err) == (0, "")
-    assert "top-1 in % on 20 images, 2 passes each; clean" in out
+    assert "top-1 in % on 20 test images, 2 passes each; clean" in out
     assert [line.split()[:2] for line in out.splitlines() if "features." in line] == [
         ["1", "features.0"], ["2", "features.4"]]
     found = document(spaceless("evaluate", folder, "--profile", "--json")[1])

@@ -331,13 +331,37 @@ def test_what_came_to_nothing_is_a_loss_and_is_named(tmp_path):
     (tmp_path / made[3].trial.id / "outcome.json").write_text("{")
     text = evidence_page([tmp_path]).text
     assert "1x1 Conv: no loss up to K = 1" in text
-    assert "trained to no result: K = 2" in text
+    assert "a training diverged: K = 2" in text
     assert "without a result: vgg16 conv1x1 K=2 cifar100 seed 0: diverged" in text
     assert made[3].trial.id in text.split("## Without a result")[1]
     own = [each.model_copy(update={"trial": each.trial.model_copy(update={"model": "torchvision:vgg16"})})
            for each in made[:2]]
     store(tmp_path / "own", *own)
     assert "The paper has no such network on such data." in evidence_page([tmp_path / "own"]).text
+
+
+def test_only_what_diverged_is_a_loss():
+    """What a machine did not finish was not measured; one seed that diverged is a loss, whatever the others came to."""
+    ended = [*curve("conv1x1", 50.0, 50.0), replace(row(0.0, "conv1x1", 3), top1=None, seeds=(), failed=(0,)),
+             row(50.0, "conv1x1", 4), replace(row(50.0, "conv1x1", 5), diverged=(1,)), row(50.0, "conv1x1", 6)]
+    setting = Setting((BASE, *ended))
+    assert largest_free(setting, "conv1x1") == 4
+    text = judge(last_layers, *setting.rows).text
+    assert "K = 5" in text.split("a training diverged: ")[1]
+    assert "not measured: K = 3" in text
+    both = judge(one_by_one, *setting.rows, *curve("gap_fc", *(50.0,) * 6))
+    assert "No loss up to K = 4 against 6 of GAP+FC" in both.text
+
+
+def test_of_many_comparisons_each_is_judged_more_carefully():
+    """2.0 +- 1.3 points are a difference alone, and none among thirteen; alike is what is so at every K."""
+    ours, theirs = row(52.0, "conv1x1", 1), row(50.0)
+    assert sides([(1, ours, theirs)])[0] == [1]
+    assert sides([(k, ours, theirs) for k in range(1, 14)])[0] == []
+    steady = {"seeds": 5, "spread": 0.1}
+    alike_at = [[*curve("shuffle", *accuracies, **steady), *curve("gap_fc", 50.0, 50.0, **steady)]
+                for accuracies in ((50.0, 50.1), (50.0, 48.9))]
+    assert [judge(alike, BASE, *rows).verdict for rows in alike_at] == ["confirmed", "in part"]
 
 
 def test_images_of_their_own_size_are_of_that_size():

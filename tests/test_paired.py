@@ -8,9 +8,14 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from spaceless.certainty import _STUDENT
 from spaceless.errors import InputError
 from spaceless.paired import packed, paired_interval, student, unpacked
+
+# 97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom, as tables have them.
+_STUDENT = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)
 
 
 @pytest.mark.parametrize("images", [1, 7, 8, 9, 1000])
@@ -34,6 +39,18 @@ def test_quantiles_of_student_are_those_of_the_table():
     assert student(0.99, 3) == pytest.approx(4.541, rel=1e-3)
     assert student(0.9, 2.5) == pytest.approx((student(0.9, 2) + student(0.9, 3)) / 2, rel=0.02)
     assert student(0.5, 4) == 0
+
+
+@pytest.mark.parametrize("freedom", [1.05, 1.3, 2.5, 3.7])
+def test_quantiles_of_student_between_whole_degrees_of_freedom(freedom):
+    """By the midpoint rule: the chance to pass t is an integral of cos(a)^(n - 1) from atan(t / sqrt(n)) to pi / 2."""
+    for confidence in (0.8, 0.95, 0.998):
+        start = np.arctan(student(confidence, freedom) / np.sqrt(freedom))
+        step = (np.pi / 2 - start) / 200_000
+        angles = start + step * (np.arange(200_000) + 0.5)
+        scale = math.gamma((freedom + 1) / 2) / math.gamma(freedom / 2) / math.sqrt(math.pi)
+        passed = scale * step * (np.cos(angles) ** (freedom - 1)).sum()
+        assert passed == pytest.approx(1 - confidence, rel=1e-3)
 
 
 def truths(*counts: int) -> tuple[np.ndarray, np.ndarray]:

@@ -15,6 +15,7 @@ from spaceless.rows import Planned, load, rows
 from spaceless.store import Store
 from spaceless.tables import csv_lines, panel_table
 from spaceless.trial import RECIPES, Evaluation, Trial
+from spaceless.wording import answer
 
 
 def test_runs_that_differ_only_in_their_seed_are_one_row():
@@ -210,6 +211,20 @@ def test_the_largest_free_k_ends_before_the_first_fall():
     (free,) = free_ks(panel, 1.0)
     assert (free.k, free.unmeasured, free.again) == (4, (3,), (6,))
     assert free_ks(panel, 0.2)[0].k == 0
+
+
+def test_a_training_that_diverged_is_a_loss_and_one_that_failed_is_unmeasured():
+    made = [outcome(seed=seed) for seed in (0, 1)]
+    made += [outcome("conv1x1", k, seed=seed) for k in (1, 3, 4) for seed in (0, 1)]
+    made += [outcome("conv1x1", 2, status="failed"), outcome("conv1x1", 5, seed=0),
+             outcome("conv1x1", 5, seed=1, status="diverged"), outcome("conv1x1", 6)]
+    (panel,) = panels(rows(made))
+    (free,) = free_ks(panel, 1.0)
+    assert (free.k, free.unmeasured, free.diverged, free.again) == (4, (2,), (5,), (6,))
+    told = answer(panel, 1.0).sentences
+    assert "A training diverged, which counts as a loss: 1x1 Conv K = 5." in told
+    (alone,) = panels(rows([outcome(), outcome("conv1x1", 1, status="diverged")]))
+    assert "no measured K (1) stays within" in answer(alone, 1.0).text
 
 
 def test_panels_split_what_cannot_share_a_picture():

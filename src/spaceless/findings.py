@@ -168,14 +168,16 @@ def near_chance(base: Row | None, tolerance: float) -> bool:
 class FreeK:
     """The largest K of one series such that it and every smaller measured K stay within the tolerance.
 
-    `row` is the row at that K (the baseline for K = 0); `unmeasured` are smaller K without a number; `again` are
-    larger K that stay within the tolerance although a smaller one does not.
+    `row` is the row at that K (the baseline for K = 0); `diverged` are the K at which a training diverged, which is
+    not within the tolerance whatever its other seeds came to; `unmeasured` are smaller K of which nothing is known;
+    `again` are larger K that stay within the tolerance although a smaller one does not.
     """
 
     series: str
     k: int
     row: Row
     measured: tuple[int, ...]
+    diverged: tuple[int, ...]
     unmeasured: tuple[int, ...]
     again: tuple[int, ...]
 
@@ -191,17 +193,23 @@ def free_ks(panel: Panel, tolerance: float) -> list[FreeK]:
     found = []
     for name in dict.fromkeys(panel.series(r) for r in panel.rows if r.trial.method != "baseline"):
         line = {r.trial.k: r for r in panel.rows if r.trial.method != "baseline" and panel.series(r) == name}
-        within = {k: r.top1 >= base.top1 - tolerance for k, r in sorted(line.items()) if r.top1 is not None}
+        within = {k: _within(r, base.top1 - tolerance) for k, r in sorted(line.items())
+                  if r.top1 is not None or r.diverged}
         k = 0
         for candidate, good in within.items():
             if not good:
                 break
             k = candidate
         found.append(FreeK(
-            name, k, line.get(k, base), tuple(within), tuple(i for i in range(1, k) if i not in within),
-            tuple(i for i, good in within.items() if good and i > k),
+            name, k, line.get(k, base), tuple(within), diverged=tuple(i for i in within if line[i].diverged),
+            unmeasured=tuple(i for i in range(1, k) if i not in within),
+            again=tuple(i for i, good in within.items() if good and i > k),
         ))
     return found
+
+
+def _within(row: Row, least: float) -> bool:
+    return not row.diverged and row.top1 is not None and row.top1 >= least
 
 
 CHANCE_LIMIT = 3.0  # standard errors; farther away is not chance
@@ -235,9 +243,9 @@ class Verdict:
 def verdicts(rows: Sequence[Row], truth: Sequence[Truth], tolerance: float) -> list[Verdict]:
     """Compare the measured largest K of every calibration cell with what geometry says.
 
-    The measured largest K is the largest K such that for all planned K' <= K the mean accuracy is at least the
-    baseline's minus `tolerance` (percentage points). It agrees when it lies between the largest K that must be
-    learnable and the last K before chance, both cut to the K that were planned.
+    The measured largest K is the largest K such that for all planned K' <= K no training diverged and the mean accuracy
+    is at least the baseline's minus `tolerance` (percentage points). It agrees when it lies between the largest K that
+    must be learnable and the last K before chance, both cut to the K that were planned.
     """
     return [_verdict(rows, true, tolerance) for true in truth]
 
@@ -261,11 +269,10 @@ def _verdict(rows: Sequence[Row], true: Truth, tolerance: float) -> Verdict:
         return Verdict(true.data, true.method, runs, None, lower, upper, cells, False, "the baseline did not learn")
     measured: int | None = None
     for k in ks:
-        top1 = line[k].top1
-        if top1 is None:
+        if line[k].top1 is None and not line[k].diverged:
             note = f"K = {k} is missing"
             return Verdict(true.data, true.method, runs, measured, lower, upper, cells, None, note)
-        if top1 < base.top1 - tolerance:
+        if not _within(line[k], base.top1 - tolerance):
             break
         measured = k
     agrees = measured is not None and lower <= measured <= upper

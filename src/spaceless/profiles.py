@@ -54,8 +54,8 @@ def _section(outcome: Outcome, found: Sensitivity, pictures: bool, tolerance: fl
     trial = outcome.trial
     name = f"profile of {trial.label}"
     chance = 100 / outcome.data.classes if outcome.data else None
-    caption = (f"{trial.label}: top-1 on {found.images:,} test images with the input of each unit shuffled alone, and "
-               "with this and all units behind it shuffled. No network was trained for this. ")
+    caption = (f"{trial.label}: top-1 on {found.images:,} {trial.tested_on} with the input of each unit shuffled "
+               "alone, and with this and all units behind it shuffled. No network was trained for this. ")
     caption += (f"Bands: mean {PLUS_MINUS} standard deviation over {found.repeats} passes with fresh permutations."
                 if found.repeats > 1 else "No band: one pass each.")
     spec = profile_chart(found, chance) if pictures else None

@@ -132,9 +132,10 @@ def stripping(setting: Setting) -> Judged | None:
     rows: list[Row] = []
     verdicts: list[Verdict] = []
     free = largest_free(setting, "conv1x1") or 0
-    for k, by_strip in sorted(setting.stripped().items()):
+    stripped = setting.stripped()
+    for k, by_strip in sorted(stripped.items()):
         most = max(by_strip)
-        found = interval(by_strip[most], by_strip[0])
+        found = interval(by_strip[most], by_strip[0], len(stripped))
         assert found is not None  # both have an accuracy
         if k <= free:
             verdicts.append("confirmed" if found.high < 0 else "not confirmed" if found.low >= -TOLERANCE else "open")
@@ -155,8 +156,9 @@ def field_beyond_image(setting: Setting) -> Judged | None:
     Asked of VGG-16 alone, as in the paper: with several branches a receptive field is only an upper bound.
     """
     base = setting.base
-    fields = {k: (row.receptive_field, found) for k, row in sorted(setting.curve("conv1x1").items())
-              if row.receptive_field is not None and base is not None and (found := interval(row, base)) is not None}
+    curve = setting.curve("conv1x1")
+    fields = {k: (row.receptive_field, found) for k, row in sorted(curve.items()) if row.receptive_field is not None
+              and base is not None and (found := interval(row, base, len(curve))) is not None}
     if base is None or not base.image_size or not fields or base.trial.model != "vgg16":
         return None
     enough = [k for k, (field, found) in fields.items() if found.low >= -TOLERANCE and field <= base.image_size]
@@ -166,4 +168,4 @@ def field_beyond_image(setting: Setting) -> Judged | None:
     told = ", ".join(f"{field}: {signed(found.difference, 1)}" for field, found in fields.values())
     text = (f"Images of {base.image_size} pixels; points against the unchanged network by the field in pixels, "
             f"K = {listed(fields)}: {told}. With the field the kernels shrink, which is not told apart.")
-    return Judged(weighed(little, enough), text, (base, *setting.curve("conv1x1").values()))
+    return Judged(weighed(little, enough), text, (base, *curve.values()))

@@ -26,7 +26,9 @@ def last_layers(setting: Setting) -> Judged | None:
         measured, sure = largest_free(setting, method), largest_free(setting, method, sure=True)
         theirs = paper_k(setting, method)
         assert measured is not None and sure is not None  # there are a baseline and a curve
-        lost = [k for k, row in curve.items() if k <= (theirs or 2) and loses(row, base)]
+        asked = [k for k in curve if k <= (theirs or 2)]
+        diverged = sorted(setting.diverged(method))
+        lost = [k for k in asked if loses(curve[k], base, len(asked))] or [k for k in diverged if k <= (theirs or 2)]
         verdicts.append("confirmed" if sure >= (theirs or 2) else "in part" if sure else
                         "not confirmed" if lost else "open")
         text = f"{METHOD_NAMES[method]}: no loss up to K = {measured}"
@@ -36,9 +38,8 @@ def last_layers(setting: Setting) -> Judged | None:
         beyond = min((k for k in curve if k > measured), default=None)
         if beyond is not None and (found := interval(curve[beyond], base)) is not None:
             text += f"; K = {beyond}: {in_points(found)}"
-        failed = sorted(setting.failed(method) - curve.keys())
-        text += f"; trained to no result: K = {listed(failed)}" if failed else ""
-        gaps = [k for k in range(1, beyond or max(curve)) if k not in curve and k not in failed]
+        text += f"; a training diverged: K = {listed(diverged)}" if diverged else ""
+        gaps = [k for k in range(1, beyond or max(curve)) if k not in curve and k not in diverged]
         texts.append(text + (f"; not measured: K = {listed(gaps)}" if gaps else ""))
         rows += curve.values()
     if base is None or not texts:
@@ -60,7 +61,9 @@ def one_by_one(setting: Setting) -> Judged | None:
         both = sorted(ours.keys() & theirs)
         if base is None or not both:
             continue
-        free = [largest_free(setting, each, among=both) or 0 for each in ("conv1x1", method)]
+        methods: tuple[Method, ...] = ("conv1x1", method)
+        ended = [setting.curve(each).keys() | setting.diverged(each) for each in methods]
+        free = [largest_free(setting, each, among=ended[0] & ended[1]) or 0 for each in methods]
         better, worse, neither = sides((k, ours[k], theirs[k]) for k in both)
         # Between the two largest K one of them loses and the other does not: there they have to be told apart.
         verdicts.append("confirmed" if any(free[1] < k <= free[0] for k in better) else
@@ -74,10 +77,10 @@ def one_by_one(setting: Setting) -> Judged | None:
 
 
 def alike(setting: Setting) -> Judged | None:
-    """Shuffle Conv and GAP+FC perform alike: within the tolerance of each other, up to the K that the paper draws."""
+    """Shuffle Conv and GAP+FC perform alike: within the tolerance of each other at every K."""
     shuffled, pooled = setting.curve("shuffle"), setting.curve("gap_fc")
-    found = {k: compared for k in sorted(shuffled.keys() & pooled)
-             if (compared := interval(shuffled[k], pooled[k])) is not None}
+    both = sorted(shuffled.keys() & pooled)
+    found = {k: compared for k in both if (compared := interval(shuffled[k], pooled[k], len(both))) is not None}
     if not found:
         return None
     near = [k for k, each in found.items() if each.low >= -TOLERANCE and each.high <= TOLERANCE]
@@ -86,7 +89,10 @@ def alike(setting: Setting) -> Judged | None:
     far = f"more than a point apart, whole interval and all, at K = {listed(apart)}" if apart else (
         "nowhere more than a point apart with the whole interval")
     text = f"Shuffle Conv minus GAP+FC by K, in points: {told}; {far}."
-    return Judged(weighed(near, apart), text, tuple(each[k] for each in (shuffled, pooled) for k in found))
+    verdict = weighed(near, apart)
+    if verdict == "confirmed" and len(near) < len(found):
+        verdict = "in part"
+    return Judged(verdict, text, tuple(each[k] for each in (shuffled, pooled) for k in found))
 
 
 def parameters(setting: Setting) -> Judged | None:
@@ -131,7 +137,7 @@ def no_augmentation(setting: Setting) -> Judged | None:
             continue
         better, worse, neither = sides((k, row, base) for k, row in sorted(curve.items()))
         best = max(curve, key=lambda k: curve[k].top1 or 0.0)
-        gain = interval(curve[best], base)
+        gain = interval(curve[best], base, len(curve))  # the best of so many
         assert gain is not None  # both have an accuracy
         text = f"{METHOD_NAMES[method]} is {where(better, worse, neither)}; best at K = {best}: {in_points(gain)}"
         other = _gain(setting.augmented, method)
@@ -156,5 +162,5 @@ def _gain(setting: Setting | None, method: Method) -> tuple[int, Interval] | Non
     if setting is None or setting.base is None or not curve:
         return None
     best = max(curve, key=lambda k: curve[k].top1 or 0.0)
-    found = interval(curve[best], setting.base)
+    found = interval(curve[best], setting.base, len(curve))
     return (best, found) if found is not None else None

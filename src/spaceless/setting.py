@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 from spaceless.certainty import interval
 from spaceless.numerals import listed
@@ -61,10 +60,11 @@ class Setting:
         return {scheme: found[k] for scheme in schemes if k in (found := _by(
             (row for row in self._usable(method, scheme) if row.trial.only is None), lambda row: row.trial.k))}
 
-    def failed(self, method: Method) -> set[int]:
-        """Return the K at which no training of `method` came to an accuracy, although some ended."""
-        return {row.trial.k for row in self.rows if row.trial.method == method and row.top1 is None
-                and (row.diverged or row.failed) and row.trial.only is None and not row.trial.strip}
+    def diverged(self, method: Method, *, downsample: Downsample = "avg") -> set[int]:
+        """Return the K at which a training of `method` diverged, whatever its other seeds came to."""
+        return {row.trial.k for row in self.rows if row.trial.method == method and row.diverged
+                and row.trial.only is None and not row.trial.strip and row.trial.downsample == downsample
+                and row.trial.shuffle == ShuffleOptions()}
 
     def _usable(self, method: Method, scheme: int | None, strip: int = 0) -> list[Row]:
         """Return the rows of `method` with an accuracy, of the paper's own shuffle, under one scheme of test."""
@@ -83,15 +83,17 @@ def largest_free(
 ) -> int | None:
     """Return the largest measured K up to which no K loses more than the tolerance; None without any K to judge.
 
-    With `sure` it is judged by the lower end of the interval, else by the difference alone. Of all K only those in
-    `among` are looked at. A training that came to nothing is a loss.
+    With `sure` it is judged by the lower end of the interval, else by the difference alone; one K after another up to
+    the first that fails, which needs no wider intervals. Of all K only those in `among` are looked at. A training that
+    diverged is a loss; one that a machine did not finish is none, its K was not measured.
     """
     base, curve = setting.base, setting.curve(method, downsample=downsample)
+    diverged = setting.diverged(method, downsample=downsample)
     if base is None or not curve:
         return None
     largest = 0
-    for k in sorted(k for k in curve.keys() | setting.failed(method) if among is None or k in among):
-        found = interval(curve[k], base) if k in curve else None
+    for k in sorted(k for k in curve.keys() | diverged if among is None or k in among):
+        found = interval(curve[k], base) if k in curve and k not in diverged else None
         if found is None or (found.low if sure else found.difference) < -TOLERANCE:
             break
         largest = k
@@ -114,10 +116,11 @@ def sides(pairs: Iterable[tuple[int, Row, Row]]) -> tuple[list[int], list[int], 
 
     The intervals are as much wider as is due to so many comparisons (Bonferroni).
     """
-    found = {k: compared for k, row, other in pairs if (compared := interval(row, other)) is not None}
-    wider = NormalDist().inv_cdf(1 - 0.025 / max(1, len(found))) / NormalDist().inv_cdf(0.975)
-    better = [k for k, each in found.items() if each.difference > wider * each.half]
-    worse = [k for k, each in found.items() if -each.difference > wider * each.half]
+    listed_pairs = list(pairs)
+    found = {k: compared for k, row, other in listed_pairs
+             if (compared := interval(row, other, len(listed_pairs))) is not None}
+    better = [k for k, each in found.items() if each.low > 0]
+    worse = [k for k, each in found.items() if each.high < 0]
     return better, worse, [k for k in found if k not in (*better, *worse)]
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from spaceless.sensitivity import Curve, Sensitivity
     from spaceless.studies import Plan
     from spaceless.study import Tally
-    from spaceless.trial import Evaluation, Outcome
+    from spaceless.trial import Evaluation, Outcome, Trial
 
 
 def _json(value: Any) -> None:
@@ -75,7 +75,7 @@ def outcome(found: Outcome, folder: Path, as_json: bool) -> None:
     if as_json:
         _json(found.model_dump(mode="json"))
         return
-    evaluation_text = "no accuracy" if not found.evaluations else _accuracy(found.evaluations[0])
+    evaluation_text = "no accuracy" if not found.evaluations else _accuracy(found.evaluations[0], found.trial)
     print(f"{found.trial.label}: {found.status}, {evaluation_text}")
     print(f"{number(found.params, 0)} parameters, {number(found.macs, 0)} multiply-adds per image, "
           f"{len(found.changes)} modules changed, {duration(found.seconds or 0)}, {found.precision}")
@@ -84,12 +84,15 @@ def outcome(found: Outcome, folder: Path, as_json: bool) -> None:
     print(folder)
 
 
-def evaluation(found: Evaluation, as_json: bool) -> None:
-    """Show an evaluation; `mean` and `spread` (None for a single pass) are in percent and percentage points."""
+def evaluation(found: Evaluation, trial: Trial, as_json: bool) -> None:
+    """Show an evaluation of `trial`'s network.
+
+    `mean` and `spread` (None for a single pass) are in percent and percentage points.
+    """
     if as_json:
         _json(found.model_dump(mode="json") | {"mean": found.mean, "spread": found.spread})
     else:
-        print(_accuracy(found))
+        print(_accuracy(found, trial))
 
 
 def export(found: dict[str, Any], folder: Path, as_json: bool) -> None:
@@ -122,8 +125,8 @@ def export(found: dict[str, Any], folder: Path, as_json: bool) -> None:
     print(folder)
 
 
-def sensitivity(found: Sensitivity, as_json: bool) -> None:
-    """Show a spatial profile: unit by unit from the input on, each value with its spread over the passes."""
+def sensitivity(found: Sensitivity, trial: Trial, as_json: bool) -> None:
+    """Show a profile of `trial`'s network: unit by unit from the input on, each value with its spread over passes."""
     if as_json:
         _json(found.model_dump(mode="json"))
         return
@@ -131,16 +134,16 @@ def sensitivity(found: Sensitivity, as_json: bool) -> None:
     def passes(curve: Curve) -> str:
         return number(curve.mean) + ("" if curve.spread is None else f" ± {curve.spread:5.2f}")
 
-    table(f"top-1 in % on {found.images:,} images, {found.repeats} passes each; clean {found.clean:.2f}",
+    table(f"top-1 in % on {found.images:,} {trial.tested_on}, {found.repeats} passes each; clean {found.clean:.2f}",
           ("unit", "name:", "map", "alone", "K", "this and all behind it"),
           [(str(unit.index), unit.name, "x".join(map(str, unit.map)), passes(unit.alone), str(unit.k),
             passes(unit.last)) for unit in found.units])
     print("map: what enters the unit and is shuffled; ±: standard deviation over the passes")
 
 
-def _accuracy(found: Evaluation) -> str:
+def _accuracy(found: Evaluation, trial: Trial) -> str:
     spread = "" if found.spread is None else f" ± {found.spread:.2f} over {len(found.top1)} passes"
-    return f"top-1 {found.mean:.2f} %{spread} on {found.images:,} images"
+    return f"top-1 {found.mean:.2f} %{spread} on {found.images:,} {trial.tested_on}"
 
 
 def plans(

@@ -189,6 +189,11 @@ class Trial(Spec):
         return self
 
     @property
+    def tested_on(self) -> str:
+        """What its accuracies are on: the test images, or in their place training images that are held out."""
+        return "test images" if self.holdout is None else "held-out training images"
+
+    @property
     def id(self) -> str:
         """The content hash of the canonical specification: 16 hexadecimal digits."""
         fields = self.model_dump(mode="json")

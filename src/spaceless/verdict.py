@@ -42,9 +42,9 @@ def weighed(speaks_for: Sequence[int], against: Sequence[int]) -> Verdict:
     return "not confirmed" if against else "open"
 
 
-def loses(row: Row | None, base: Row) -> bool:
+def loses(row: Row | None, base: Row, comparisons: int = 1) -> bool:
     """Tell whether `row` loses more than the tolerance against the unchanged network, whole interval and all."""
-    found = interval(row, base) if row is not None else None
+    found = interval(row, base, comparisons) if row is not None else None
     return found is not None and found.high < -TOLERANCE
 
 

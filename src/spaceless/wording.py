@@ -64,9 +64,9 @@ def _over_k(panel: Panel, base: Row, top1: float, tolerance: float) -> Answer:
         measured = listed({k for f in free for k in f.measured})
         text = (f"{panel.title}: no measured K ({measured}) stays within {points(tolerance)} of the baseline's "
                 f"{with_spread(top1, base.spread)} %, n = {base.n}.")
-        first = max((r for r in panel.rows if r.trial.k == min(f.measured[0] for f in free) and r.top1 is not None),
-                    key=lambda r: r.top1 or 0.0)
-        return Answer(text, certainty=certainty(first, base, tolerance))
+        first = [r for r in panel.rows if r.trial.k == min(f.measured[0] for f in free) and r.top1 is not None]
+        best_one = certainty(max(first, key=lambda r: r.top1 or 0.0), base, tolerance) if first else ""
+        return Answer(text, _diverged(free), best_one)
     saved = _saved(best.row, base)
     if saved:
         saved = f"{millions(best.row.params)} parameters instead of {millions(base.params)} ({saved}), "
@@ -115,6 +115,7 @@ def _by_series(free: Sequence[FreeK], base: Row) -> tuple[str, ...]:
     if len(free) > 1:
         each = [f"{f.series}: {f.k}{f' ({saved} parameters)' if (saved := _saved(f.row, base)) else ''}" for f in free]
         notes.append(f"Largest K by method: {'; '.join(each)}.")
+    notes += _diverged(free)
     gaps = [f"{f.series} K = {listed(f.unmeasured)}" for f in free if f.unmeasured]
     if gaps:
         notes.append("Smaller K that were not measured: " + "; ".join(gaps) + ".")
@@ -122,6 +123,11 @@ def _by_series(free: Sequence[FreeK], base: Row) -> tuple[str, ...]:
     if again:
         notes.append("Within the tolerance again although a smaller K is not: " + "; ".join(again) + ".")
     return tuple(notes)
+
+
+def _diverged(free: Sequence[FreeK]) -> tuple[str, ...]:
+    found = [f"{f.series} K = {listed(f.diverged)}" for f in free if f.diverged]
+    return (f"A training diverged, which counts as a loss: {'; '.join(found)}.",) if found else ()
 
 
 def _single(panel: Panel, base: Row, top1: float, tolerance: float) -> Answer:

@@ -98,11 +98,11 @@ def _data(case: Case) -> tuple[Dataset, Trial]:
 
 def difference(trial: Trial, ours: list[float], plain: list[float]) -> dict[str, Any]:
     """Return ours minus plain in percentage points: Student's 95 % interval, and whether nought lies in it."""
-    rows = [
+    left, right = (
         Row(trial, None, seeds=tuple(range(len(each))), top1=statistics.fmean(each), spread=statistics.stdev(each))
         for each in (ours, plain)
-    ]
-    found = interval(*rows)
+    )
+    found = interval(left, right)
     assert found is not None
     return {
         "points": round(found.difference, 3), "low": round(found.low, 3), "high": round(found.high, 3),

@@ -93,6 +93,7 @@ def evaluate(
     from spaceless.retest import evaluate_run, profile_run
     from spaceless.run import Place
     from spaceless.signals import caught_signals
+    from spaceless.store import read_trial
 
     if profile and shuffle_last is not None:
         raise InputError(
@@ -111,9 +112,9 @@ def evaluate(
         if share.rank:
             raise SystemExit(0)
     if profile:
-        show.sensitivity(profiled, as_json)
+        show.sensitivity(profiled, read_trial(run), as_json)
     else:
-        show.evaluation(found, as_json)
+        show.evaluation(found, read_trial(run), as_json)
 
 
 @app.command
