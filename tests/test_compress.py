@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from commands import Commands, is_an_error, tree
-from spaceless import attempts, compress
+from spaceless import attempts, compress, records, retest
 from spaceless.calibrate import regime
 from spaceless.compress import Question, budget, search, tuning_recipe
 from spaceless.errors import SpacelessError
@@ -227,12 +228,9 @@ def test_a_warm_search_trains_its_own_baseline_first(command, tmp_path):
     found = record(tmp_path / "runs")
     (base,), (warm,) = (each["ids"] for each in found["tried"])
     trial = json.loads((tmp_path / "runs" / warm / "trial.json").read_text())
-    assert (trial["k"], trial["start"]["run"], trial["start"]["reduction"]) == (2, base, "sum")
-    # One K was allowed, and alone it is not accepted.
-    assert (found["largest"], found["spent"], found["alone"]) == (0, True, [2])
-    assert "no K that was tried is shown to stay within 5 points" in out
+    assert (trial["k"], trial["start"]["run"], trial["start"]["reduction"]) == (1, base, "sum")
+    assert (found["largest"], found["spent"], found["alone"]) == (1, True, [])  # the K before it is the baseline
     assert "a larger budget may find a larger K" in out
-    assert not list((tmp_path / "runs").glob("*/tested.json"))
 
 
 @pytest.mark.parametrize(("given", "extra", "must_say"), [
@@ -278,6 +276,33 @@ def test_a_run_to_start_from_must_be_an_unchanged_one_with_a_holdout(command, tm
         assert must_say in " ".join(told[2].split())
     is_an_error(*command("compress", "chain:4-M-9", "--data", DATA, "--from", folders["all images"]))
     is_an_error(*command("compress", "chain:4-M-8", "--data", DATA, "--from", "nowhere"))
+
+
+def test_another_run_of_the_same_trial_is_not_taken_for_the_one_that_is_named(command, tmp_path, searched):
+    """One with other weights, and one without weights: both are refused before anything trains."""
+    base = next(each["ids"][0] for each in record(searched)["tried"] if each["k"] == 0)
+    other = tmp_path / "runs" / base
+    shutil.copytree(searched / base, other)
+    _of_other_weights(other / "outcome.json")
+    asked = ("compress", NET, "--data", DATA, "--method", "gap_fc", "--out", "runs", "--tune-epochs", 1)
+    before = tree(tmp_path)
+    told = command(*asked, "--from", searched / base)
+    is_an_error(*told)
+    assert "other weights of the same trial" in " ".join(told[2].split())
+    assert tree(tmp_path) == before
+    shutil.copy(searched / base / "outcome.json", other)
+    (other / "weights.safetensors").unlink()
+    status, _, err = command(*asked, "--from", searched / base)
+    assert status == 2
+    assert "a trained network without its weights" in " ".join(err.split())
+    assert retest.tested(other) is not None
+    _of_other_weights(other / "tested.json")
+    assert retest.tested(other) is None  # of other weights
+
+
+def _of_other_weights(path: Path) -> None:
+    content = json.loads(path.read_text()) | {"weights_sha256": "0" * 64}
+    records.write(path, {name: value for name, value in content.items() if name != "checksum"})
 
 
 # The choice and the verdicts, on outcomes that are made up instead of trained.

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from spaceless.search import largest_k, usual_budget
+from spaceless.search import first_k, largest_k, usual_budget
 
 
 def searched(units: int, good, budget: int | None = None):
@@ -69,8 +69,22 @@ def test_noise_in_one_training_decides_nothing(text, largest, alone):
     assert (found.largest, found.alone) == (largest, alone)
 
 
-def test_with_the_trials_used_up_the_best_pair_so_far_is_the_answer():
-    found = searched(13, curve("++++++++++++-"), 2)
-    assert (found.tried, found.largest, found.spent) == ({7: True, 10: True}, 0, True)
-    assert found.alone == (7, 10)
-    assert searched(13, curve("++++++++++++-"), 5).largest == 12
+@pytest.mark.parametrize(("budget", "asked", "largest"), [
+    (1, [1], 1), (2, [7, 6], 7), (3, [7, 10, 9], 10), (4, [7, 10, 12, 11], 12), (5, [7, 10, 12, 13, 11], 12)])
+def test_with_the_trials_used_up_the_best_pair_so_far_is_the_answer(budget, asked, largest):
+    found = searched(13, curve("++++++++++++-"), budget)
+    assert (list(found.tried), found.largest, found.spent) == (asked, largest, budget < 5)
+
+
+@pytest.mark.parametrize("units", [1, 2, 5, 13, 17])
+def test_no_trial_is_spent_on_what_cannot_be_accepted(units):
+    """Where the curve falls once, whatever was found within the tolerance is accepted, and asked for first as told."""
+    for budget, largest in itertools.product(range(1, units + 1), range(units + 1)):
+        found = searched(units, lambda k, largest=largest: k <= largest, budget)
+        assert found.alone == ()
+        assert next(iter(found.tried)) == first_k(units, budget)
+
+
+def test_a_lucky_k_at_the_end_of_a_small_budget_ends_the_search():
+    found = searched(13, curve("++++--+------"), 2)
+    assert (found.tried, found.largest, found.alone, found.spent) == ({7: True, 6: False}, 0, (7,), True)

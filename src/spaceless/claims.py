@@ -58,6 +58,8 @@ def _locked(folder: Path) -> int | None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except FileNotFoundError:  # its last holder has removed the folder, which was empty, between the two calls
+            continue
         except OSError as error:
             raise InputError(
                 str(folder), found=error.strerror, expected="a folder that can be written to",

@@ -17,7 +17,8 @@ from spaceless.paired import paired_interval
 from spaceless.paper import Planned
 from spaceless.retest import test_run
 from spaceless.run import Place, count_units, load_data
-from spaceless.search import largest_k, usual_budget
+from spaceless.search import first_k, largest_k, usual_budget
+from spaceless.store import WEIGHTS
 from spaceless.studies import Plan
 from spaceless.trial import Outcome, Recipe, Start, Trial
 
@@ -141,6 +142,7 @@ def search(
 
     Raises:
         SpacelessError: The baseline has not learnt, or a training failed.
+        InputError: A network that was trained before has no weights, which are needed for the test.
 
     """
     tried: list[Tried] = []
@@ -148,12 +150,14 @@ def search(
 
     def trained(*ks: int) -> None:
         for k in ks:
-            planned.extend(t for t in question.trials(k, place) if t not in planned)
+            new = [trial for trial in question.trials(k, place) if trial not in planned]
+            for trial in new:
+                _has_weights_if_finished(trial, place)
+            planned.extend(new)
         run(plan(question, planned, command))
 
-    # The middle K is needed in any case; a warm start has to wait for the weights that it starts from.
-    middle = (allowed.units + 1) // 2
-    trained(0, *((middle,) if question.warm is None else ()))
+    # The first K needs no answer before it; a warm start has to wait for the weights that it starts from.
+    trained(0, *((first_k(allowed.units, allowed.tries),) if question.warm is None else ()))
     base = _outcomes(question.baselines, place)
     tried.append(baseline(base, question.tolerance))
     tell(f"baseline: {tried[0].top1:.2f} % on {held_out_images(base[0]):,} held-out images; "
@@ -180,6 +184,14 @@ def search(
         alone=found.alone, warm=_told(question),
         test=_test(question, chosen, place) if chosen else None,
     )
+
+
+def _has_weights_if_finished(trial: Trial, place: Place) -> None:
+    """Raise InputError for a network that was trained without keeping its weights: now, not after all trainings."""
+    known, folder = place.store.outcome(trial), place.store.folder(trial)
+    if known is not None and known.status == "finished" and not (folder / WEIGHTS).is_file():
+        raise InputError(str(folder), found="a trained network without its weights", expected="weights to test it with",
+                         cure="remove this folder, and the same command trains it again; or choose another --out")
 
 
 def plan(question: Question, trials: Sequence[Trial], command: str, found: Compression | None = None) -> Plan:

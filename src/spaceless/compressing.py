@@ -52,10 +52,10 @@ def compress(
     if dry_run:
         _show_budget(question, allowed, as_json)
         return
+    _fetch(wanted, question, place)
     out = screen()
     out.print(_budget_text(question, allowed), markup=False)
     command = command_line(model, data, wanted)
-    _fetch(wanted, question, place)
     found = room.search(question, allowed, place, lambda plan: work.run(plan, place, workers, ()), command,
                         lambda text: out.print(text, markup=False))
     _finish(question, found, place, command, export, as_json)
@@ -72,15 +72,24 @@ def _export(network: Path, out: Path, place: Place) -> Path:
 
 
 def _fetch(wanted: Wanted, question: Question, place: Place) -> None:
-    """Copy the run that --from names into the folder of outcomes, its outcome last: the search stands on it."""
+    """Copy the run that --from names into the folder of outcomes, its outcome last: the search stands on it.
+
+    Raises InputError if a finished run of the same trial with other weights lies there.
+    """
     from spaceless.atomic import atomic_write
-    from spaceless.store import OUTCOME, TRIAL, WEIGHTS
+    from spaceless.store import OUTCOME, TRIAL, WEIGHTS, read_outcome
 
     if wanted.original in (None, OWN):
         return
     source, target = Path(wanted.original or "").resolve(), place.store.folder(question.baselines[0])
-    if source == target.resolve() or (target / OUTCOME).exists():
+    if source == target.resolve():
         return
+    known = place.store.outcome(question.baselines[0])
+    if known is not None and known.status == "finished":
+        if known.weights_sha256 == read_outcome(source / OUTCOME).weights_sha256:
+            return
+        raise InputError(f"--from {wanted.original}", found=f"other weights of the same trial in {target}",
+                         expected="those of the run that is named", cure="choose another --out")
     place.store.begin(question.baselines[0])
     for name in (WEIGHTS, TRIAL, OUTCOME):
         atomic_write(target / name, (source / name).read_bytes())

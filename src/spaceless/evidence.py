@@ -250,5 +250,5 @@ A loss of at most {TOLERANCE:g} point counts as none, as in the paper's Table 1.
 both sides have several seeds (Student's) of what other seeds would give on the same test images, else of what other
 test images would give, which knows nothing of other seeds: a verdict by one seed is a hint, and that nothing is lost it
 can hardly show but for a network that gains. Where many differences are compared, their intervals are wider, so that
-all of them hold together with 95 %. A training that diverged is a loss. *In part* says that a claim holds for some of what
-it names, *open* that the figures leave it undecided. How each claim is judged: the module `spaceless.theses`."""
+all of them hold together with 95 %. A training that diverged is a loss. *In part* says that a claim holds for some of
+what it names, *open* that the figures leave it undecided. How each claim is judged: the module `spaceless.theses`."""

@@ -22,7 +22,7 @@ from spaceless.rebuild import compare_weights, read_weights
 from spaceless.run import Place, build, choose_device, choose_precision, hardware, load_data, versions
 from spaceless.sensitivity import Sensitivity
 from spaceless.shuffle import shuffles
-from spaceless.store import WEIGHTS, Store, read_trial
+from spaceless.store import OUTCOME, WEIGHTS, Store, read_outcome, read_trial
 from spaceless.surgery import remove_spatial, without_shuffle
 from spaceless.trial import Evaluation, Outcome, Trial
 
@@ -80,10 +80,22 @@ def evaluate_run(
     return found
 
 
+class _Tested(Evaluation):
+    """An evaluation on the test images, and the SHA-256 of the weights that it is of."""
+
+    weights_sha256: str | None = None
+
+
 def tested(folder: Path) -> Evaluation | None:
-    """Return what `test_run` stored in the folder of a trial, or None; raise InputError if it is broken."""
+    """Return what `test_run` stored in the folder of a finished trial, or None; raise InputError if it is broken.
+
+    What it stored of other weights than those of the outcome does not count.
+    """
     path = folder / TESTED
-    return records.read(Evaluation, path) if path.exists() else None
+    if not path.exists():
+        return None
+    found = records.read(_Tested, path)
+    return found if found.weights_sha256 == read_outcome(folder / OUTCOME).weights_sha256 else None
 
 
 def test_run(
@@ -116,7 +128,8 @@ def test_run(
     except Interrupted as interrupted:
         raise Interrupted(interrupted.signum, saved=False) from None
     if share().rank == 0:
-        records.write(folder / TESTED, found.model_dump(mode="json"))
+        records.write(folder / TESTED, found.model_dump(mode="json")
+                      | {"weights_sha256": trained.outcome.weights_sha256})
     return found
 
 

@@ -50,9 +50,10 @@ def largest_k(units: int, within: Callable[[int], bool], budget: int | None = No
        that is within the tolerance, go on at 1 between K + 2 and the smallest K above it that is known not to be. A
        single K + 1 does not stand against a pair above it.
 
-    No K is asked for twice. With no trials left, the answer is the largest K among those tried that is accepted. On a
-    curve that falls once and stays there the answer is exact; otherwise it is a K that is accepted, not always the
-    largest such one.
+    No K is asked for twice. The last trial goes to a K that it can make an accepted one: the K before the largest found
+    so far, or where that is accepted already the K after it. With no trials left, the answer is the largest K among
+    those tried that is accepted. On a curve that falls once and stays there the answer is exact if the trials last;
+    otherwise it is a K that is accepted, not always the largest such one.
 
     Args:
         units: The largest K.
@@ -63,28 +64,36 @@ def largest_k(units: int, within: Callable[[int], bool], budget: int | None = No
     most = usual_budget(units) if budget is None else budget
     tried: dict[int, bool] = {0: True}
 
+    def left() -> int:
+        return most - (len(tried) - 1)
+
     def ask(k: int) -> bool:
         if k not in tried:
-            if len(tried) > most:
+            if not left():
                 raise _SpentError
             tried[k] = within(k)
         return tried[k]
 
     spent = False
     try:
-        _climb(units, ask, tried)
+        _climb(units, ask, tried, left)
     except _SpentError:
         spent = True
     accepted = [k for k in tried if k == 0 or (tried[k] and tried.get(k - 1))]
     return Found(max(accepted), {k: good for k, good in tried.items() if k}, spent)
 
 
-def _climb(units: int, ask: Callable[[int], bool], tried: Mapping[int, bool]) -> None:
+def first_k(units: int, budget: int) -> int:
+    """Return the K that `largest_k` asks for first."""
+    return (units + 1) // 2 if budget > 1 else 1
+
+
+def _climb(units: int, ask: Callable[[int], bool], tried: Mapping[int, bool], left: Callable[[], int]) -> None:
     """Ask until nothing more is to be asked; what is accepted follows from the answers."""
     floor, high = 0, units + 1  # where the part that is searched begins, and the smallest K ruled out
     while True:
         low = max(k for k, good in tried.items() if good and floor <= k < high)
-        k = _edge(low, high, ask)
+        k = _edge(low, high, ask, left)
         if k and not ask(k - 1):
             if k == floor:  # the K + 2 that step 3 began from has no pair
                 return
@@ -96,10 +105,14 @@ def _climb(units: int, ask: Callable[[int], bool], tried: Mapping[int, bool]) ->
         floor, high = k + 2, above
 
 
-def _edge(low: int, high: int, ask: Callable[[int], bool]) -> int:
+def _edge(low: int, high: int, ask: Callable[[int], bool], left: Callable[[], int]) -> int:
     """Return a K from `low` on that is within the tolerance (or `low` itself) and whose next is not, or is `high`."""
     while high - low > 1:
         middle = (low + high) // 2
+        if left() == 1:
+            if low and not ask(low - 1):
+                raise _SpentError
+            middle = low + 1
         if ask(middle):
             low = middle
         else:

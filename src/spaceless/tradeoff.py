@@ -33,6 +33,9 @@ def compression_answer(search: Compression) -> Answer:
     sure = f"{100 * search.confidence:g}{FIXED}%"
     if search.largest == 0:
         text = f"{what}: no K that was tried is shown to stay within {points(search.tolerance)} of the baseline."
+        if search.alone:
+            text = (f"{what}: no K is accepted. K = {listed(search.alone)} lies within {points(search.tolerance)} of "
+                    "the baseline, but the K before it does not, or was not tried.")
     else:
         base, found = search.at(0), search.at(search.chosen)
         # Times that were measured hours apart do not compare well enough to be part of an answer that has not asked.
@@ -66,7 +69,7 @@ def _notes(search: Compression) -> list[str]:
     if open_ks := [each.k for each in search.tried if each.verdict == "open"]:
         notes.append(f"Undecided, and so not accepted: K = {listed(open_ks)}. More seeds or a larger holdout would "
                      "narrow the interval.")
-    if search.alone:
+    if search.alone and search.largest:
         notes.append(f"Within the tolerance, but not accepted since the K before is not or was not tried: "
                      f"K = {listed(search.alone)}.")
     if search.objective == "latency":
