@@ -20,7 +20,7 @@ from spaceless.models import build_model
 from spaceless.paired import packed
 from spaceless.receptive import usable_field
 from spaceless.run import Place
-from spaceless.store import read_outcome
+from spaceless.store import WEIGHTS, read_outcome
 from spaceless.surgery import remove_spatial
 from spaceless.tradeoff import compression_answer
 from spaceless.trial import RECIPES, DataFacts, Evaluation, Latency, Outcome, Start, Trial
@@ -291,7 +291,7 @@ def test_another_run_of_the_same_trial_is_not_taken_for_the_one_that_is_named(co
     assert "other weights of the same trial" in " ".join(told[2].split())
     assert tree(tmp_path) == before
     shutil.copy(searched / base / "outcome.json", other)
-    (other / "weights.safetensors").unlink()
+    (other / WEIGHTS).unlink()
     status, _, err = command(*asked, "--from", searched / base)
     assert status == 2
     assert "a trained network without its weights" in " ".join(err.split())
