@@ -227,6 +227,38 @@ def test_a_training_that_diverged_is_a_loss_and_one_that_failed_is_unmeasured():
     assert "no measured K (1) stays within" in answer(alone, 1.0).text
 
 
+def test_of_copies_of_one_training_every_test_counts(tmp_path):
+    """Whatever the order of the folders; a copy with other weights is another training, and named."""
+    made = outcome(extra={0: (73.0,)}).model_copy(update={"weights_sha256": "a" * 64})
+    again = outcome(extra={3: (1.0, 2.0)}).model_copy(update={"weights_sha256": "a" * 64})
+    store(tmp_path / "a", made)
+    store(tmp_path / "b", again)
+    for order in ("ab", "ba"):
+        (found,), _, problems = load([tmp_path / name for name in order])
+        assert {e.shuffle_last: len(e.top1) for e in found.evaluations} == {None: 1, 0: 1, 3: 2}
+        assert problems == []
+    store(tmp_path / "c", made.model_copy(update={"weights_sha256": "b" * 64}))
+    (found,), _, (problem,) = load([tmp_path / "b", tmp_path / "c"])
+    assert found.weights_sha256 == "a" * 64
+    assert "other weights" in problem.text
+
+
+def test_warm_starts_from_two_originals_are_two_rows():
+    first, second = (outcome(recipe=RECIPES["fast"].model_copy(update={"epochs": epochs})) for epochs in (3, 4))
+    start = {"run": first.trial.id, "weights_sha256": "a" * 64}
+    warm = [outcome("conv1x1", 2, top1=top1, start={**start, "run": run}) for top1, run in
+            ((73.0, first.trial.id), (71.0, second.trial.id), (70.0, "1" * 16), (69.0, "2" * 16))]
+    found = rows([first, second, *warm])
+    assert sorted(row.top1 for row in found if row.trial.start) == [69.5, 71.0, 73.0]
+    (mixed,) = [row for row in found if row.top1 == 69.5]  # of originals that nothing is known of
+    assert (mixed.n, mixed.seeds) == (2, (0, 0))
+    lines = csv_lines(("", row) for row in found).splitlines()
+    described = [line.split(",")[:24] for line in lines[1:]]
+    assert len({tuple(each) for each in described}) == len(described)
+    titles = [panel.title for panel in panels(found)]
+    assert len(set(titles)) == len(titles)
+
+
 def test_panels_split_what_cannot_share_a_picture():
     made = [
         outcome(), outcome("conv1x1", 2), outcome("shuffle", only=4), outcome("conv1x1", 6, strip=2),

@@ -55,12 +55,7 @@ def series_name(row: Row, among: Iterable[Row]) -> str:
     parts = [METHOD_NAMES[trial.method]]
     if len({r.trial.downsample for r in among if r.trial.method == "conv1x1"}) > 1 and trial.method == "conv1x1":
         parts.append(DOWNSAMPLE_NAMES[trial.downsample])
-    options = trial.shuffle
-    flags = {"per image": options.per_image, "one for all channels": options.shared, "fixed": options.fixed}
-    parts += [name for name, on in flags.items() if on]
-    if options.patch > 1:
-        parts.append(f"patches of {options.patch}")
-    return ", ".join(parts)
+    return ", ".join([*parts, *trial.shuffle.words])
 
 
 def scheme_name(row: Row) -> str:
@@ -79,7 +74,7 @@ def panels(rows: Sequence[Row], x: Axis | None = None, ticks: tuple[int, ...] = 
     def place(row: Row) -> tuple[object, ...]:
         t = row.trial
         return (t.model, t.data, t.width, t.train_images or 0, t.test_images or 0, t.recipe.model_dump_json(),
-                t.holdout or 0, t.start is not None)
+                t.holdout or 0, t.start.model_dump_json() if t.start else "")
 
     ordered = sorted(rows, key=lambda r: tuple(map(str, place(r))))
     groups = [list(group) for _, group in groupby(ordered, key=place)]
@@ -136,6 +131,9 @@ _TRAITS: tuple[Callable[[Row], str], ...] = (
     lambda r: f"recipe {r.trial.recipe.name}",
     lambda r: f"{100 * r.trial.holdout:g} % of the training images held out" if r.trial.holdout else "nothing held out",
     lambda r: "from trained weights" if r.trial.start else "from scratch",
+    lambda r: "with the original's answers" if r.trial.start and r.trial.start.distillation else "by the labels alone",
+    lambda r: f"kernels by {r.trial.start.reduction}" if r.trial.start else "kernels drawn",
+    lambda r: f"original {r.trial.start.run[:6]}" if r.trial.start else "no original",
     lambda r: f"batch {r.trial.recipe.batch_size}, learning rate {r.trial.recipe.learning_rate:g}",
 )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -84,9 +84,9 @@ class Row:
     `latency` is the median over runs of their median time for one batch, in milliseconds (None for a test scheme that
     is not the one of the training: it changes the network and is not timed), `timed_on` the machines it was measured
     on.
-    `images` counts the test images of all runs together. `seeds` are those of the runs that count and `ids` name their
-    folders; runs that failed, diverged or are missing are named by their seeds and never averaged in. `changes` are
-    those of surgery.
+    `images` counts the test images of all runs together. `seeds` are those of the runs that count, one for each run,
+    and `ids` name their folders; runs that failed, diverged or are missing are named by their seeds and never averaged
+    in. `changes` are those of surgery.
     """
 
     trial: Trial
@@ -137,8 +137,9 @@ class Row:
 def load(dirs: Sequence[str | Path]) -> tuple[list[Outcome], list[Study], list[Problem]]:
     """Return all outcomes, study manifests and unusable files under `dirs` (run folders or single trial folders).
 
-    A broken file becomes a problem, never an error; of a trial that lies in several folders a finished outcome is
-    kept. Raises InputError for a folder that does not exist.
+    A broken file becomes a problem, never an error. Of a trial that lies in several folders the first finished outcome
+    is kept, with the further tests of all copies of its weights; a copy with other weights becomes a problem. Raises
+    InputError for a folder that does not exist.
     """
     outcomes: dict[str, Outcome] = {}
     studies: dict[str, Study] = {}
@@ -156,6 +157,11 @@ def load(dirs: Sequence[str | Path]) -> tuple[list[Outcome], list[Study], list[P
                 known = outcomes.get(outcome.trial.id)
                 if known is None or known.status != "finished":
                     outcomes[outcome.trial.id] = outcome
+                elif known.weights_sha256 == outcome.weights_sha256:
+                    outcomes[outcome.trial.id] = _merged(known, outcome.evaluations)
+                elif outcome.status == "finished":
+                    problems.append(Problem(str(path), "the same trial as in a folder before this one, with other "
+                                                       "weights: it is left out"))
     planned = {p.trial.id for s in studies.values() for p in s.planned}
     for folder in map(Path, dirs):
         begun = [p.parent for p in sorted([*folder.glob("trial.json"), *folder.glob("*/trial.json")])]
@@ -176,10 +182,15 @@ def read_record(kind: type[_S], path: Path, problems: list[Problem]) -> _S | Non
 
 
 def _with_evaluations(outcome: Outcome, folder: Path, problems: list[Problem]) -> Outcome:
+    extras = (read_record(Evaluation, path, problems) for path in sorted(folder.glob("evaluations/*.json")))
+    return _merged(outcome, [extra for extra in extras if extra])
+
+
+def _merged(outcome: Outcome, extras: Iterable[Evaluation]) -> Outcome:
+    """Return `outcome` with these evaluations among its own: of one test scheme that with more passes."""
     schemes = {e.shuffle_last: e for e in outcome.evaluations}
-    for path in sorted(folder.glob("evaluations/*.json")):
-        extra = read_record(Evaluation, path, problems)
-        if extra and (extra.shuffle_last not in schemes or len(extra.top1) > len(schemes[extra.shuffle_last].top1)):
+    for extra in extras:
+        if extra.shuffle_last not in schemes or len(extra.top1) > len(schemes[extra.shuffle_last].top1):
             schemes[extra.shuffle_last] = extra
     return outcome.model_copy(update={"evaluations": tuple(schemes.values())})
 
@@ -194,11 +205,14 @@ def rows(
     """
     each = [experiment] if experiment else experiments().values()
     printed = [p for e in each for p in (e.printed_all if experiment else e.printed) if not whole_curve(p)]
+    outcomes, planned = list(outcomes), list(planned)
+    trials = [*(outcome.trial for outcome in outcomes), *(plan.trial for plan in planned)]
+    originals = {trial.id: trial.model_copy(update={"seed": 0}).id for trial in trials}
     groups: dict[str, _Group] = {}
     for outcome in outcomes:
-        _group(groups, outcome.trial).outcomes.append(outcome)
+        _group(groups, outcome.trial, originals).outcomes.append(outcome)
     for plan in planned:
-        group = _group(groups, plan.trial)
+        group = _group(groups, plan.trial, originals)
         group.schemes.update(plan.schemes)
         group.planned.add(plan.trial.seed)
     found = [row for group in groups.values() for row in group.rows(printed)]
@@ -229,13 +243,13 @@ class _Group:
         spreads = [e.spread for _, e in runs if e.spread is not None]
         fives = [e.top5 for _, e in runs if e.top5 is not None]
         timed = [(o, o.latency.median) for o, _ in runs if scheme is None and o.latency]
-        seeds = {o.trial.seed for o, _ in runs}
+        seeds = sorted(o.trial.seed for o, _ in runs)
         ended = {status: _seeds(o for o in self.outcomes if o.status == status) for status in ("failed", "diverged")}
-        known = seeds.union(*ended.values())
+        known = set(seeds).union(*ended.values())
         return Row(
             trial=self.trial,
             shuffle_last=scheme,
-            seeds=tuple(sorted(seeds)),
+            seeds=tuple(seeds),
             ids=tuple(o.trial.id for o, _ in sorted(runs, key=lambda run: run[0].trial.seed)),
             top1=statistics.fmean(means) if means else None,
             spread=statistics.stdev(means) if len(means) > 1 else None,
@@ -259,9 +273,11 @@ class _Group:
         )
 
 
-def _group(groups: dict[str, _Group], trial: Trial) -> _Group:
-    start = trial.start and trial.start.model_copy(update={"run": "0" * 16, "weights_sha256": "0" * 64})
-    alike = trial.model_copy(update={"seed": 0, "start": start})  # each seed starts from weights of its own
+def _group(groups: dict[str, _Group], trial: Trial, originals: Mapping[str, str]) -> _Group:
+    # Each seed starts from weights of its own; those of one original, whatever its seed, are of one row.
+    start = trial.start and trial.start.model_copy(
+        update={"run": originals.get(trial.start.run, "0" * 16), "weights_sha256": "0" * 64})
+    alike = trial.model_copy(update={"seed": 0, "start": start})
     return groups.setdefault(alike.id, _Group(alike, [], set(), set()))
 
 

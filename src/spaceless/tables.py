@@ -11,6 +11,7 @@ from spaceless.findings import ARROW, DASH, DOWNSAMPLE_NAMES, METHOD_NAMES, MINU
 from spaceless.numerals import listed, number, signed
 from spaceless.paper import Printed
 from spaceless.rows import Row, Truth
+from spaceless.trial import Start
 
 
 @dataclass(frozen=True)
@@ -152,8 +153,9 @@ def plain(text: str) -> str:
 
 
 _CSV = (
-    "study", "model", "data", "method", "k", "only", "strip", "downsample", "image_size", "width", "holdout",
-    "reduction", "augment", "recipe", "epochs", "train_images", "test_images", "shuffle_last", "n", "seeds", "top1",
+    "study", "model", "data", "method", "k", "only", "strip", "downsample", "shuffle_options", "image_size", "width",
+    "holdout", "original", "reduction", "distillation", "augment", "recipe", "epochs", "batch_size", "learning_rate",
+    "train_images", "test_images", "shuffle_last", "n", "seeds", "top1",
     "spread", "shuffle_spread", "top5", "params", "macs", "latency_ms", "receptive_field", "paper_top1", "paper_std",
     "paper_params_m", "paper_source", "difference", "failed", "diverged", "missing",
 )
@@ -165,19 +167,25 @@ def csv_lines(rows: Iterable[tuple[str, Row]]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_CSV)
     for study, row in rows:
-        trial, recipe = row.trial, row.trial.recipe
+        trial, recipe, start = row.trial, row.trial.recipe, row.trial.start
         first = row.printed[0] if row.printed else None
         seeds = [" ".join(map(str, s)) for s in (row.seeds, row.failed, row.diverged, row.missing)]
         writer.writerow((
             study, trial.model, trial.data, trial.method, trial.k, trial.only, trial.strip,
-            trial.downsample if trial.method == "conv1x1" else None, row.image_size, trial.width, trial.holdout,
-            trial.start.reduction if trial.start else None, recipe.augment,
-            recipe.name, recipe.epochs, trial.train_images, trial.test_images, row.shuffle_last, row.n, seeds[0],
-            row.top1, row.spread, row.shuffle_spread, row.top5, row.params, row.macs, row.latency,
-            row.receptive_field, row.paper_top1, _paper_std(row), row.paper_params, first.source if first else None,
-            row.difference, *seeds[1:],
+            trial.downsample if trial.method == "conv1x1" else None, ", ".join(trial.shuffle.words), row.image_size,
+            trial.width, trial.holdout, start.run if start else None, start.reduction if start else None,
+            _distillation(start), recipe.augment, recipe.name,
+            recipe.epochs, recipe.batch_size, recipe.learning_rate, trial.train_images, trial.test_images,
+            row.shuffle_last, row.n, seeds[0], row.top1, row.spread, row.shuffle_spread, row.top5, row.params, row.macs,
+            row.latency, row.receptive_field, row.paper_top1, _paper_std(row), row.paper_params,
+            first.source if first else None, row.difference, *seeds[1:],
         ))
     return text.getvalue()
+
+
+def _distillation(start: Start | None) -> str | None:
+    teacher = start.distillation if start else None
+    return None if teacher is None else f"temperature {teacher.temperature:g}, weight {teacher.weight:g}"
 
 
 def printed_place(printed: Printed) -> str:

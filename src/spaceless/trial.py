@@ -84,6 +84,13 @@ class ShuffleOptions(Spec):
     fixed: bool = False
     patch: Annotated[int, Field(ge=1)] = 1
 
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What differs from the default, in words."""
+        found = {"per image": self.per_image, "one for all channels": self.shared, "fixed": self.fixed,
+                 f"patches of {self.patch}": self.patch > 1}
+        return tuple(word for word, on in found.items() if on)
+
 
 class Distillation(Spec):
     """Answers of the original network as targets beside the labels (Hinton, Vinyals & Dean 2015).
