@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from pathlib import Path
 
-from spaceless.cli.options import Json, K, app
+from spaceless.cli.options import Json, K, app, check_change
 from spaceless.errors import InputError
 from spaceless.trial import Downsample
 
@@ -13,7 +13,7 @@ from spaceless.trial import Downsample
 @app.command
 def inspect(
     model: str, *, classes: int = 1000, image_size: int | None = None,
-    method: str = "baseline", k: K = 0, only: int | None = None, downsample: Downsample = "avg",
+    method: str = "baseline", k: K = None, only: int | None = None, downsample: Downsample | None = None,
     width: float = 1.0, latency: bool = False, batch: int | None = None, as_json: Json = False,
 ) -> None:
     """Show the units of a network, what K counts, and what it costs before or after surgery.
@@ -36,7 +36,7 @@ def inspect(
     only
         Change this unit alone (from 1 at the input).
     downsample
-        What replaces a strided convolution for `conv1x1`.
+        What replaces a strided convolution for `conv1x1` (default: `avg`).
     width
         The factor for all channel counts.
     latency
@@ -51,11 +51,12 @@ def inspect(
 
     if batch is not None and not latency:
         raise InputError("batch", found=f"{batch} without --latency", expected="both", cure="add --latency")
+    check_change(method, k, only, downsample)
 
     with nullcontext() if model.startswith("timm:") else without_compiler():  # timm asks the compiler itself
         found = inspect_model(
-            model, classes=classes, image_size=image_size, method=method, k=k, only=only, downsample=downsample,
-            width=width, batch=(1 if batch is None else batch) if latency else None,
+            model, classes=classes, image_size=image_size, method=method, k=k or 0, only=only,
+            downsample=downsample or "avg", width=width, batch=(1 if batch is None else batch) if latency else None,
         )
     show.inspection(found, as_json)
 

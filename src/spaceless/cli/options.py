@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import App, Parameter
 
 from spaceless import __version__
+from spaceless.errors import InputError
+from spaceless.trial import METHODS
 
 if TYPE_CHECKING:
     from spaceless.run import Place
@@ -21,7 +23,7 @@ app = App(
     "Start with `spaceless demo`. Every verb answers `--help` with an example. `--debug` shows tracebacks.",
 )
 
-K = Annotated[int, Parameter(name=["--k", "-k"])]
+K = Annotated[int | None, Parameter(name=["--k", "-k"])]
 Preset = Literal["paper", "fast", "smoke"]
 Json = Annotated[bool, Parameter(name="--json", help="Print one JSON document on standard output.")]
 
@@ -62,3 +64,13 @@ class Where:
 
 
 HERE = Where()
+
+
+def check_change(method: str, k: int | None, only: int | None, downsample: str | None) -> None:
+    """Raise InputError for options without effect: a method of no units, what replaces a stride that stays."""
+    if method in METHODS and method != "baseline" and k is None and only is None:
+        raise InputError(f"--method {method}", found="no unit to change", expected="-k or --only beside it",
+                         cure="say with -k how many of the last units; leave --method out for the unchanged network")
+    if downsample is not None and method != "conv1x1":
+        raise InputError(f"--downsample {downsample}", found=f"method {method}", expected="conv1x1",
+                         cure="leave it out")

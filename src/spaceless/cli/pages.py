@@ -101,10 +101,13 @@ def report(
                              cure="ask for the report in a second command")
         print(write_claims(dirs, figures))
         return
+    if open_report and not html and (csv or figures or markdown):
+        raise InputError("--open-report", found="--csv, --figures or --markdown and no page to show",
+                         expected="a page", cure="add --html PAGE")
     written = write_report(dirs, html=html, csv=csv, markdown=markdown, files=figures)
     print(written)
-    if open_report and isinstance(written, Path):
-        webbrowser.open(written.resolve().as_uri())
+    if open_report:
+        webbrowser.open((html or Path(written)).resolve().as_uri())
 
 
 @app.command

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from spaceless import work
-from spaceless.cli.options import HERE, Json, K, Preset, Where, app
+from spaceless.cli.options import HERE, Json, K, Preset, Where, app, check_change
 from spaceless.errors import InputError
 from spaceless.trial import Augment, Downsample, Precision
 from spaceless.wanted import Wanted
@@ -59,11 +59,11 @@ def calibrate(
 
 @app.command
 def train(
-    *, model: str, data: str, method: str = "baseline", k: K = 0, only: int | None = None, strip: int = 0,
-    downsample: Downsample = "avg", recipe: str = "paper", epochs: int | None = None, batch_size: int | None = None,
-    augment: Augment | None = None, precision: Precision | None = None, seed: int = 0,
+    *, model: str, data: str, method: str = "baseline", k: K = None, only: int | None = None, strip: int = 0,
+    downsample: Downsample | None = None, recipe: str = "paper", epochs: int | None = None,
+    batch_size: int | None = None, augment: Augment | None = None, precision: Precision | None = None, seed: int = 0,
     width: float = 1.0, image_size: int | None = None, train_images: int | None = None,
-    test_images: int | None = None, repeats: int = 200, per_image: bool = False, shared: bool = False,
+    test_images: int | None = None, repeats: int | None = None, per_image: bool = False, shared: bool = False,
     fixed: bool = False, patch: int = 1, holdout: float | None = None, as_json: Json = False, where: Where = HERE,
 ) -> None:
     """Train one network from scratch, changed in its last K units, and evaluate it.
@@ -87,7 +87,7 @@ def train(
     strip
         Of the K changed units, remove this many of the last ones altogether.
     downsample
-        What replaces a strided convolution for `conv1x1`.
+        What replaces a strided convolution for `conv1x1` (default: `avg`).
     recipe
         `paper`, `fast`, `smoke`, `imagenet` or `control`.
     epochs
@@ -109,7 +109,7 @@ def train(
     test_images
         Use a balanced draw of this many.
     repeats
-        Evaluations of a shuffling network.
+        Evaluations of a shuffling network (default: 200).
     per_image
         Shuffle: a permutation for every image.
     shared
@@ -127,18 +127,25 @@ def train(
     from spaceless.paper import Planned
     from spaceless.spec import make
     from spaceless.studies import Plan
-    from spaceless.trial import RECIPES, Recipe, ShuffleOptions, Trial
+    from spaceless.trial import RANDOM_METHODS, RECIPES, Recipe, ShuffleOptions, Trial
 
     if (per_image or shared or fixed or patch != 1) and method != "shuffle":
         raise InputError("shuffle options", found=f"method {method}", expected="shuffle", cure="leave them out")
+    check_change(method, k, only, downsample)
+    if strip and k is None:
+        raise InputError(f"--strip {strip}", found="no -k", expected="the number of changed units", cure="add -k")
+    if repeats is not None and method not in RANDOM_METHODS:
+        raise InputError(f"--repeats {repeats}", found=f"method {method}",
+                         expected=" or ".join(sorted(RANDOM_METHODS)), cure="leave it out: every pass is the same")
     if recipe not in RECIPES:
         raise unknown_name("recipe", recipe, RECIPES)
     changed = {"epochs": epochs, "batch_size": batch_size, "augment": augment, "precision": precision}
     fields = RECIPES[recipe].model_dump() | {name: value for name, value in changed.items() if value is not None}
     trial = make(
-        Trial, "train", model=model, data=data, method=method, k=k, only=only, strip=strip, downsample=downsample,
-        recipe=make(Recipe, "recipe", **fields), seed=seed, width=width, image_size=image_size,
-        train_images=train_images, test_images=test_images, repeats=repeats, holdout=holdout,
+        Trial, "train", model=model, data=data, method=method, k=k or 0, only=only, strip=strip,
+        downsample=downsample or "avg", recipe=make(Recipe, "recipe", **fields), seed=seed, width=width,
+        image_size=image_size, train_images=train_images, test_images=test_images,
+        repeats=200 if repeats is None else repeats, holdout=holdout,
         shuffle=make(ShuffleOptions, "shuffle", per_image=per_image, shared=shared, fixed=fixed, patch=patch),
     )
     plan = Plan(trial.label, trial.label, "", "spaceless train", (Planned(trial=trial),))
