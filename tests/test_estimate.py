@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from spaceless import estimate as room
-from spaceless.errors import DataError
+from spaceless.errors import DataError, InputError
 from spaceless.estimate import check, estimate
 from spaceless.paper import PRESETS, Scale, experiment
-from spaceless.run import Place
+from spaceless.rows import load
+from spaceless.run import Place, _prepared, load_data
 from spaceless.studies import plan_all
+from spaceless.trial import RECIPES, Evaluation, Outcome
 from tiny_studies import planned, trial
 
 
@@ -74,3 +77,60 @@ def test_what_is_asked_wins_over_what_a_series_says_of_its_smoke_scale(nothing_h
     assert {p.trial.recipe.epochs for p in whole.planned} == {4}
     assert {p.trial.data for p in whole.planned} == {"mine.npz"}
     assert studies[-1].name == "fig10-channel-shuffle-smoke-epochs-4-data-mine.npz"
+
+
+@pytest.mark.parametrize(("fields", "says"), [
+    ({"method": "conv1x1", "k": 1}, "method shuffle alone"), ({}, "0 to 2, the units"),
+])
+def test_a_test_that_no_network_can_be_put_to_is_refused_before_training(fields, says, tmp_path):
+    with pytest.raises(InputError, match=says):
+        check(planned(trial(**fields), evaluations=(0, 3)).planned, Place(tmp_path))
+    assert check(planned(trial(), evaluations=(0, 2)).planned, Place(tmp_path)).to_run == 1
+
+
+def test_what_failed_or_lacks_a_test_is_still_to_run(monkeypatch, tmp_path):
+    monkeypatch.setattr(room, "_images_per_second", lambda *_: 10.0)
+    place, done, failed = Place(tmp_path), trial(), trial(seed=1)
+    for each, status in ((done, "finished"), (failed, "failed")):
+        place.store.begin(each)
+        place.store.finish(Outcome(trial=each, status=status))
+    found = estimate(planned(done, failed, evaluations=(0, 1), repeats=5).planned, place)
+    assert found.to_run == 2
+    # of the finished one only the tests, one of them five times
+    assert found.seconds == pytest.approx((64 + (1 + 6 + 6) * 40 / 3) / 10)
+    for last, repeats in ((0, 1), (1, 5)):
+        place.store.add_evaluation(done, Evaluation(shuffle_last=last, images=40, top1=(50.0,) * repeats))
+    assert estimate(planned(done, evaluations=(0, 1), repeats=5).planned, place).to_run == 0
+
+
+def test_images_that_changed_under_their_name_are_not_mixed(tmp_path):
+    """The folder of outcomes refuses a new trial, and of two folders it is told."""
+    images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
+    labels = np.arange(8) % 2
+    same = {"data": str(tmp_path / "mine.npz"), "recipe": RECIPES["smoke"], "train_images": None, "test_images": None}
+
+    def arrange(pixels) -> None:
+        np.savez(tmp_path / "mine.npz", train_images=pixels, train_labels=labels, test_images=pixels,
+                 test_labels=labels)
+        _prepared.cache_clear()
+
+    def outcome_of(place: Place, **fields) -> None:
+        made = trial(**same, **fields)
+        place.store.begin(made)
+        place.store.finish(Outcome(trial=made, status="finished", data=load_data(made).facts))
+
+    arrange(images)
+    outcome_of(Place(tmp_path / "runs"))
+    plan = planned(trial(**same, method="shuffle", k=1)).planned
+    assert check(plan, Place(tmp_path / "runs")).to_run == 1
+    arrange(255 - images)
+    with pytest.raises(InputError, match="other images than chain:4-M-8 baseline"):
+        check(plan, Place(tmp_path / "runs"))
+    outcome_of(Place(tmp_path / "other"), method="shuffle", k=1)
+    (problem,) = load([tmp_path / "runs", tmp_path / "other"])[2]
+    assert "do not compare" in problem.text
+
+
+def test_a_network_that_refuses_the_image_is_told_as_by_inspect(tmp_path):
+    with pytest.raises(InputError, match="on an image of 20 pixels"):
+        check(planned(trial(model="torchvision:alexnet")).planned, Place(tmp_path))

@@ -11,6 +11,7 @@ from typing import Literal
 from spaceless.claims import claimed, holder
 from spaceless.distributed import from_first, share
 from spaceless.errors import InputError, Interrupted, SpacelessError
+from spaceless.estimate import missing_tests
 from spaceless.paper import Planned
 from spaceless.retest import evaluate_run
 from spaceless.run import Place, run_trial, versions
@@ -44,15 +45,8 @@ Tell = Callable[[Event], None]
 def finished(planned: Planned, place: Place) -> Outcome | None:
     """Return the outcome of a trial of which nothing is left to do, or None; what failed is left to do."""
     known = from_first(place.store.outcome(planned.trial))
-    return None if known is None or known.status == "failed" or _missing(planned, known, place) else known
-
-
-def _missing(planned: Planned, outcome: Outcome, place: Place) -> list[int]:
-    """Return the further test schemes of a trial that are not evaluated yet; one that diverged has none."""
-    return from_first([
-        last for last in planned.evaluations if outcome.status == "finished"
-        and not place.store.evaluation(planned.trial, last, planned.repeats if last else 1).exists()
-    ])
+    left = known is None or known.status == "failed" or from_first(missing_tests(planned, known, place))
+    return None if left else known
 
 
 def attempt(index: int, planned: Planned, place: Place, stop: Stop, tell: Tell) -> Event:
@@ -72,7 +66,7 @@ def attempt(index: int, planned: Planned, place: Place, stop: Stop, tell: Tell) 
                 planned.trial, place, stop=stop, progress=lambda now: tell(Event(index, "progress", progress=now)),
                 on_evaluation=lambda share: tell(Event(index, "evaluating", share=share)),
             )
-            for last in _missing(planned, outcome, place):
+            for last in from_first(missing_tests(planned, outcome, place)):
                 evaluate_run(
                     place.store.folder(planned.trial), place, shuffle_last=last, repeats=planned.repeats, stop=stop,
                     progress=lambda share: tell(Event(index, "evaluating", share=share)),

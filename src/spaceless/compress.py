@@ -12,7 +12,7 @@ import torch
 from spaceless.compression import Compression, Objective, Tested, Tried
 from spaceless.errors import InputError, SpacelessError, SurgeryError
 from spaceless.estimate import Estimate, check, estimate
-from spaceless.judging import baseline, best, held_out_images, judged, right_images
+from spaceless.judging import baseline, best, held_out_images, judged, least_top1, right_images
 from spaceless.paired import paired_interval
 from spaceless.paper import Planned
 from spaceless.retest import test_run
@@ -102,7 +102,11 @@ def budget(question: Question, place: Place) -> Budget:
     if question.budget is not None and question.budget < 1:
         raise InputError("--budget", found=question.budget, expected="1 or more", cure="leave it out")
     first = question.baselines[0]
-    units, refused = _possible(question, count_units(first, load_data(first, place.data_root)), place)
+    data = load_data(first, place.data_root)
+    if least_top1(data.classes, data.test_count, question.tolerance) >= 100:
+        raise InputError("--holdout", found=f"{data.test_count} images held out of {data.classes} classes",
+                         expected="enough to tell a network from a blind guess", cure="hold out a larger share")
+    units, refused = _possible(question, count_units(first, data.classes, data.image_size), place)
     tries = min(units, question.budget or usual_budget(units))
     dearest = [Planned(trial=t) for k in range(tries + 1) for t in question.trials(k, place)]
     return Budget(units, tries, len(dearest), estimate(dearest, place), refused)
@@ -125,7 +129,7 @@ def _possible(question: Question, units: int, place: Place) -> tuple[int, str]:
 
 def search(
     question: Question, allowed: Budget, place: Place, run: Callable[[Plan], object], command: str,
-    tell: Callable[[str], None],
+    tell: Callable[[str], None], *, ahead: bool = False,
 ) -> Compression:
     """Search the largest K (see `largest_k`), choose by the objective, test once, and return what came of it.
 
@@ -139,6 +143,7 @@ def search(
         run: Runs the trials of a plan that are not finished.
         command: The command line that asks this question.
         tell: Told about every step in a sentence.
+        ahead: Train the first K together with the baselines, for what would be idle otherwise.
 
     Raises:
         SpacelessError: The baseline has not learnt, or a training failed.
@@ -157,7 +162,7 @@ def search(
         run(plan(question, planned, command))
 
     # The first K needs no answer before it; a warm start has to wait for the weights that it starts from.
-    trained(0, *((first_k(allowed.units, allowed.tries),) if question.warm is None else ()))
+    trained(0, *((first_k(allowed.units, allowed.tries),) if ahead and question.warm is None else ()))
     base = _outcomes(question.baselines, place)
     tried.append(baseline(base, question.tolerance))
     tell(f"baseline: {tried[0].top1:.2f} % on {held_out_images(base[0]):,} held-out images; "

@@ -57,7 +57,7 @@ def compress(
     out.print(_budget_text(question, allowed), markup=False)
     command = command_line(model, data, wanted)
     found = room.search(question, allowed, place, lambda plan: work.run(plan, place, workers, ()), command,
-                        lambda text: out.print(text, markup=False))
+                        lambda text: out.print(text, markup=False), ahead=workers.jobs > len(question.baselines))
     _finish(question, found, place, command, export, as_json)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
@@ -14,7 +14,9 @@ from spaceless.data import Dataset
 from spaceless.data.readers import Images
 from spaceless.errors import DamagedError, DataError, InputError
 from spaceless.paper import Planned, data_sets
-from spaceless.run import Place, build, choose_device, choose_precision, load_data
+from spaceless.rows import load
+from spaceless.run import Place, build, choose_device, choose_precision, count_units, load_data
+from spaceless.tracing import trace
 from spaceless.training import train
 from spaceless.trial import RANDOM_METHODS, RECIPES, Outcome, Trial
 
@@ -29,7 +31,7 @@ class Estimate:
 
     Args:
         trials: Their number.
-        to_run: How many of them are not finished.
+        to_run: How many of them are not finished, or lack one of their tests.
         macs: Multiply-adds of the training that is still to run.
         seconds: The time for it and for its tests on this machine, one trial after another; None without a probe.
         probes: Images per second of a training step by kind of network, as measured.
@@ -74,22 +76,21 @@ def estimate(planned: Sequence[Planned], place: Place) -> Estimate:
 def _look(planned: Sequence[Planned], place: Place, *, foresee: bool) -> Estimate:
     device = choose_device(place.device)
     costs: dict[str, int] = {}
+    units: dict[str, int] = {}
     sizes: dict[tuple[object, ...], _Size] = {}
     absent: set[str] = set()
     found = Estimate(len(planned), seconds=0.0 if foresee else None)
     for each in planned:
         trial = each.trial
-        same = (trial.data, trial.image_size, trial.train_images, trial.test_images, trial.seed, trial.recipe.augment,
-                trial.holdout)
-        if same not in sizes:
+        if trial.images not in sizes:
             try:
-                sizes[same] = _size(load_data(trial, place.data_root))
+                sizes[trial.images] = _size(load_data(trial, place.data_root))
             except DataError:
                 if not foresee or trial.data not in data_sets():
                     raise
                 absent.add(trial.data)
-                sizes[same] = _published(trial)
-        size = sizes[same]
+                sizes[trial.images] = _published(trial)
+        size = sizes[trial.images]
         # Neither the training nor the seed changes what a network is built of: one look per kind is enough.
         usual = {"seed": 0, "repeats": 1, "train_images": None, "test_images": None, "recipe": RECIPES["paper"],
                  "holdout": None, "start": None}
@@ -101,15 +102,15 @@ def _look(planned: Sequence[Planned], place: Place, *, foresee: bool) -> Estimat
                 "--no-weights", found=f"further test schemes for {trial.label}", expected="trained weights to test",
                 cure="leave --no-weights out",
             )
+        if each.evaluations:
+            if kind not in units:
+                units[kind] = count_units(trial, size.classes, size.image_size)
+            _check_tests(each, units[kind])
         known = _finished(trial, place)
-        if known is not None and known.data is not None and size.digest not in (None, known.data.digest):
-            raise InputError(
-                f"data {trial.data}", found="other images than the finished trials had", expected="the same",
-                cure="choose another --out for the new images",
-            )
-        if known is not None:
+        tests = each.evaluations if known is None else missing_tests(each, known, place)
+        if known is not None and not tests:
             continue
-        steps = size.train_images * trial.recipe.epochs  # in images
+        steps = 0 if known is not None else size.train_images * trial.recipe.epochs  # in images
         found.to_run += 1
         found.macs += 3 * costs[kind] * steps  # forward, and twice that backward
         if found.seconds is not None:
@@ -120,19 +121,51 @@ def _look(planned: Sequence[Planned], place: Place, *, foresee: bool) -> Estimat
             found.probes[f"{trial.model} x {trial.width:g} at {size.image_size} pixels"] = speed
             if plain.id not in costs:
                 costs[plain.id] = _macs(plain, size)
-            passes = trial.repeats if trial.method in RANDOM_METHODS else 1
-            passes += sum(each.repeats if last else 1 for last in each.evaluations)
+            passes = 0 if known is not None else trial.repeats if trial.method in RANDOM_METHODS else 1
+            passes += sum(each.repeats if last else 1 for last in tests)
             share = costs[kind] / costs[plain.id]
             found.seconds += share * (steps + size.test_images * passes / 3) / speed
     found.absent = tuple(sorted(absent))
+    _check_images({images: size.digest for images, size in sizes.items()}, place)
     return found
 
 
+def _check_images(digests: Mapping[tuple[object, ...], str | None], place: Place) -> None:
+    """Raise InputError if a trial in the folder of outcomes had other images under the name of these."""
+    for outcome in load([place.out])[0] if place.out.is_dir() else ():
+        digest = digests.get(outcome.trial.images)
+        if digest is not None and outcome.data is not None and outcome.data.digest != digest:
+            raise InputError(
+                f"data {outcome.trial.data}", found=f"other images than {outcome.trial.label} in {place.out} had",
+                expected="the same, or their accuracies would not compare",
+                cure="choose another --out for the new images")
+
+
+def missing_tests(planned: Planned, outcome: Outcome, place: Place) -> list[int]:
+    """Return the further test schemes of a trial that are not evaluated yet; one that diverged has none."""
+    return [last for last in planned.evaluations if outcome.status == "finished"
+            and not place.store.evaluation(planned.trial, last, planned.repeats if last else 1).exists()]
+
+
+def _check_tests(planned: Planned, units: int) -> None:
+    """Raise InputError for a test scheme that the trained network could not be tested under."""
+    trial = planned.trial
+    if trial.method not in ("baseline", "shuffle") or trial.strip:
+        raise InputError("shuffle_last", found=f"{list(planned.evaluations)} for {trial.label}",
+                         expected="it for the unchanged network and method shuffle alone",
+                         cure="take it out of this series: its last units have no places left to shuffle")
+    if beyond := [last for last in planned.evaluations if last > units]:
+        raise InputError("shuffle_last", found=beyond[-1], expected=f"0 to {units}, the units of {trial.model}",
+                         cure="choose a smaller number")
+
+
 def _finished(trial: Trial, place: Place) -> Outcome | None:
+    """Return the stored outcome of a trial that need not be trained again."""
     try:
-        return place.store.look(trial)
+        found = place.store.look(trial)
     except DamagedError:  # the study sets it aside and runs the trial again
         return None
+    return None if found is not None and found.status == "failed" else found
 
 
 def _size(data: Images) -> _Size:
@@ -155,7 +188,11 @@ def _macs(trial: Trial, size: _Size) -> int:
             model, _ = build(trial, size.classes, size.image_size)
     except NotImplementedError:  # a constructor that looks at its own weights needs real ones
         model, _ = build(trial, size.classes, size.image_size)
-    return cost(model, size.image_size).macs
+    try:
+        return cost(model, size.image_size).macs
+    except Exception:  # a network runs its own forward: anything can come out of it
+        trace(model, size.image_size)  # which says what the network does not accept
+        raise
 
 
 @lru_cache(maxsize=64)

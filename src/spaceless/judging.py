@@ -17,6 +17,12 @@ def held_out_images(outcome: Outcome) -> int:
     return outcome.data.test_images if outcome.data is not None else 0
 
 
+def least_top1(classes: int, images: int, tolerance: float) -> float:
+    """Return which accuracy in percent on so many images is above a blind guess by more than `tolerance` points."""
+    chance = 100 / classes
+    return chance + 3 * standard_error(chance, images) + tolerance
+
+
 def baseline(outcomes: Sequence[Outcome], tolerance: float) -> Tried:
     """Return what was found at K = 0.
 
@@ -25,9 +31,7 @@ def baseline(outcomes: Sequence[Outcome], tolerance: float) -> Tried:
 
     """
     for outcome in outcomes:
-        classes = outcome.data.classes if outcome.data is not None else 2
-        chance = 100 / classes
-        limit = chance + 3 * standard_error(chance, held_out_images(outcome)) + tolerance
+        limit = least_top1(outcome.data.classes if outcome.data is not None else 2, held_out_images(outcome), tolerance)
         if outcome.top1 is None or outcome.top1 <= limit:
             reached = outcome.status if outcome.top1 is None else f"{outcome.top1:.1f} % on the images held out"
             raise SpacelessError(

@@ -162,6 +162,7 @@ def load(dirs: Sequence[str | Path]) -> tuple[list[Outcome], list[Study], list[P
                 elif outcome.status == "finished":
                     problems.append(Problem(str(path), "the same trial as in a folder before this one, with other "
                                                        "weights: it is left out"))
+    problems += _other_images(outcomes.values())
     planned = {p.trial.id for s in studies.values() for p in s.planned}
     for folder in map(Path, dirs):
         begun = [p.parent for p in sorted([*folder.glob("trial.json"), *folder.glob("*/trial.json")])]
@@ -170,6 +171,18 @@ def load(dirs: Sequence[str | Path]) -> tuple[list[Outcome], list[Study], list[P
             if not (trial / "outcome.json").exists() and trial.resolve().name not in planned
         ]
     return list(outcomes.values()), list(studies.values()), problems
+
+
+def _other_images(outcomes: Iterable[Outcome]) -> list[Problem]:
+    """Return a problem for each trial whose images are others than those of an earlier one with equal options."""
+    first: dict[tuple[object, ...], Outcome] = {}
+    found = []
+    for each in outcomes:
+        known = first.setdefault(each.trial.images, each)
+        if each.data is not None and known.data is not None and each.data.digest != known.data.digest:
+            found.append(Problem(each.trial.id, f"{each.trial.label}: its images are others than those of "
+                                                f"{known.trial.id}, under the same name; the two do not compare"))
+    return found
 
 
 def read_record(kind: type[_S], path: Path, problems: list[Problem]) -> _S | None:

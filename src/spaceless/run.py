@@ -99,14 +99,14 @@ def build(
     return changed(model, trial, image_size)
 
 
-def count_units(trial: Trial, data: Images) -> int:
+def count_units(trial: Trial, classes: int, image_size: int) -> int:
     """Return how many units the network has before surgery; shapes are enough to count them."""
     try:
         with torch.device("meta"):
-            model = build_model(trial.model, data.classes, data.image_size, width=trial.width)
+            model = build_model(trial.model, classes, image_size, width=trial.width)
     except NotImplementedError:  # a constructor that looks at its own weights needs real ones
-        model = build_model(trial.model, data.classes, data.image_size, width=trial.width)
-    return len(find_units(model, data.image_size, stem=stem_is_unit(trial.model)))
+        model = build_model(trial.model, classes, image_size, width=trial.width)
+    return len(find_units(model, image_size, stem=stem_is_unit(trial.model)))
 
 
 def run_trial(
@@ -135,7 +135,7 @@ def run_trial(
     original = None if trial.start is None else load_original(trial, store, data)
     model, changes = build(trial, data.classes, data.image_size, original)
     refuse_unshareable(model)
-    units = count_units(trial, data)
+    units = count_units(trial, data.classes, data.image_size)
     costs = cost(model, data.image_size)
     device = choose_device(place.device)
     precision = choose_precision(trial.recipe.precision, device)

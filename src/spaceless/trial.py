@@ -196,6 +196,12 @@ class Trial(Spec):
         return self
 
     @property
+    def images(self) -> tuple[object, ...]:
+        """What its images follow from, together with the files: trials with equal ones must have equal images."""
+        return (self.data, self.image_size, self.train_images, self.test_images, self.holdout,
+                self.recipe.augment == "resized_crop", self.seed if is_control(self.data) else None)
+
+    @property
     def tested_on(self) -> str:
         """What its accuracies are on: the test images, or in their place training images that are held out."""
         return "test images" if self.holdout is None else "held-out training images"

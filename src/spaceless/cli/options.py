@@ -68,7 +68,7 @@ HERE = Where()
 
 def check_change(method: str, k: int | None, only: int | None, downsample: str | None) -> None:
     """Raise InputError for options without effect: a method of no units, what replaces a stride that stays."""
-    if method in METHODS and method != "baseline" and k is None and only is None:
+    if method in METHODS and k is None and only is None:
         raise InputError(f"--method {method}", found="no unit to change", expected="-k or --only beside it",
                          cure="say with -k how many of the last units; leave --method out for the unchanged network")
     if downsample is not None and method != "conv1x1":
