@@ -83,6 +83,7 @@ WRONG = {
     "evaluate, repeats": ("evaluate", ".", "--repeats", "0"),
     "paper, experiment": ("paper", "table9"), "paper, option": ("paper", "--chek"),
     "report, nothing": ("report",), "report, no folder": ("report", "nowhere"), "report, a file": ("report", "file"),
+    "data, verify and no name": ("data", "--verify"),
     "data, missing": ("data", "cifar100"), "data, name": ("data", "cifar1000"), "data, path": ("data", "no/where"),
     "data, broken": ("data", "broken.npz", "--verify"), "data, distance": ("data", "arrangement-x"),
 }
@@ -103,6 +104,7 @@ def test_wrong_input_gives_three_lines_status_2_and_leaves_nothing(spaceless, tm
 
 @pytest.mark.parametrize(("words", "says"), [
     (("inspect", "vgg61"), ("vgg16", "resnet50", "resnet152", "mobilenet_v2", "squeezenet1_0", "timm:NAME")),
+    (("inspect", "resnet18"), ("torchvision:resnet18", "timm:resnet18")),
     (("inspect", "vgg16", "--method", "shufle"), ("shuffle", "gap_fc", "conv1x1", "channel_shuffle", "strip")),
     (("inspect", "vgg16", "--method", "shuffle", "-k", "14"), ("14", "13")),
     (("study", "fig2-vgg61"), ("did you mean 'fig2-vgg16'?",)),

@@ -13,6 +13,7 @@ TRIALS = [
     Trial(model="vgg16", data="cifar100"),
     Trial(model="vgg16", data="my images/it's", method="conv1x1", k=5, downsample="max", seed=3),
     Trial(model="resnet50", data="cifar100", method="shuffle", only=4, width=0.25, repeats=20),
+    Trial(model="vgg16", data="cifar100", width=1 / 3, holdout=0.1),
     Trial(model="timm:resnet18", data="x.npz", method="gap_fc", k=2, recipe=FAST, image_size=64),
     Trial(model="chain:8-M-8", data="texture", method="conv1x1", k=2, strip=1, recipe=RECIPES["control"],
           train_images=100, test_images=50),

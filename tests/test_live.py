@@ -67,11 +67,12 @@ def test_what_is_said_of_a_study_half_way(tmp_path):
     assert "without a sign of life for 2 h 0 min" in silent.running[0]
 
 
-def test_a_failed_trial_has_ended_and_nothing_is_left(tmp_path):
+def test_a_failed_trial_has_ended_until_somebody_tries_again(tmp_path):
     made = [outcome(), outcome("gap_fc", 1, status="failed")]
     manifest(tmp_path, "one", made)
     store(tmp_path, *made)
-    assert look([tmp_path], 10, NOW).text.endswith("2 of 2 trials have ended, nothing is left to do.")
+    assert look([tmp_path], 10, NOW).text.endswith("2 of 2 trials have ended, 1 failed, which the same "
+                                                   "command would try again.")
 
 
 def test_the_page_is_made_again_until_the_study_has_ended(tmp_path):

@@ -234,10 +234,11 @@ def test_what_differs_from_the_papers_protocol():
 def test_another_augmentation_is_a_difference_and_none_is_another_experiment():
     table = experiment("table4")
     usual = table.trials(PRESETS["paper"])[0].trial
-    assert differences(usual, table) == []
+    (assumed,) = differences(usual, table)
+    assert "section 3.4" in assumed.text  # of He et al.: this trial is a ResNet-152
     changed = [usual.model_copy(update={"recipe": usual.recipe.model_copy(update={"augment": augment})})
                for augment in ("crop_flip", "none")]
-    assert [d.text for d in differences(changed[0], table)] == [
+    assert [d.text for d in differences(changed[0], table) if d != assumed] == [
         "Recipe imagenet: augment crop flip instead of resized crop."]
     assert "Not among the trials of this table or figure." in [d.text for d in differences(changed[1], table)]
     about = [any(row.matches(trial) for row in table.printed_all) for trial in (usual, *changed)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -287,6 +288,13 @@ def test_other_data_than_the_training_had_are_refused(tmp_path):
     with pytest.raises(InputError, match="other images"):
         evaluate_run(runs / made.id, Place(runs, data_root=tmp_path / "b"), shuffle_last=1)
     assert tree(runs) == before
+
+
+def test_a_run_under_another_name_is_told_to_be_renamed(done, tmp_path):
+    made, place = done
+    shutil.copytree(place.store.folder(made), tmp_path / "best")
+    with pytest.raises(InputError, match=f"under another name, expected {made.id}; rename it"):
+        evaluate_run(tmp_path / "best", place)
 
 
 def test_changed_weights_are_refused(done, tmp_path):

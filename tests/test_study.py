@@ -55,6 +55,7 @@ def test_what_is_asked_replaces_the_preset_and_makes_another_study():
     assert {p.trial.train_images for p in plan.planned} == {100}
     assert plan.command == ("spaceless study fig2-vgg16 --preset smoke --width 0.25 --epochs 2 --seeds 0-2 "
                             "--train-images 100")
+    assert plan_study("fig2-vgg16", "smoke", {"data": "my images"}).command.endswith("--data 'my images'")
 
 
 @pytest.mark.parametrize(("name", "preset", "asked", "says"), [

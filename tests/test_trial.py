@@ -260,3 +260,11 @@ def test_no_outcome_holds_what_is_not_a_number(value):
                                                                                        f'"seconds":{value}')
     with pytest.raises(InputError, match="seconds"):
         parse(Outcome, text, "x")
+
+
+def test_a_fixed_shuffle_of_channels_is_another_trial():
+    options = ({}, {"fixed": True}, {"fixed": True, "shared": True, "patch": 2})
+    usual, fixed, same = (Trial(model="vgg16", data="cifar100", method="channel_shuffle", k=1, shuffle=each)
+                          for each in options)
+    assert (usual.shuffle.fixed, fixed.shuffle.fixed) == (False, True)
+    assert usual.id != fixed.id == same.id  # channels have no patches

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
+from spaceless.numerals import typed
 from spaceless.trial import RANDOM_METHODS, RECIPES, Recipe, ShuffleOptions, Trial
 
 _CHANGEABLE = ("epochs", "batch_size", "augment", "precision")  # what `train` takes in place of the recipe's own
@@ -30,7 +31,7 @@ def train_command(trial: Trial) -> str | None:
         options["seed"] = trial.seed
     words = ["spaceless", "train"]
     for name, value in options.items():
-        words += [f"--{name.replace('_', '-')}", f"{value:g}" if isinstance(value, float) else str(value)]
+        words += [f"--{name.replace('_', '-')}", typed(value) if isinstance(value, float) else str(value)]
     for name in ShuffleOptions.model_fields:
         value = getattr(trial.shuffle, name)
         if value is True:

@@ -85,8 +85,9 @@ def look(dirs: Sequence[str | Path], every: int | None, now: float) -> Watched:
     parts = [f"{done} of {len(planned)} trials have ended" if planned else f"{len(ended)} trials have ended"]
     alive = [r for r in mine if r.heard < _SILENT]
     left = time_left(waiting, mine, [o for o in outcomes if o.status == "finished"])
+    failed = sum(o.status == "failed" for o in outcomes if o.trial.id in planned)
     if done == len(planned) and planned:
-        parts.append("nothing is left to do")
+        parts.append(f"{failed} failed, which the same command would try again" if failed else "nothing is left to do")
     elif not alive:
         parts.append("none is running")
     else:

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from spaceless.errors import InputError, unknown_name
 from spaceless.imports import torchvision_models
-from spaceless.trial import MODEL_PREFIXES, PAPER_MODELS
+from spaceless.trial import PAPER_MODELS, unknown_model
 
 SMALL_IMAGE = 128  # below this side ResNets get the 3x3 stem without max-pooling (section 3.2: 32x32 sets)
 _STEM_IS_NO_UNIT = ("resnet50", "resnet152", "mobilenet_v2", "squeezenet1_0")  # K counts blocks only (section 3.2)
@@ -142,7 +142,7 @@ def _construct(name: str, classes: int, image_size: int) -> nn.Module:
         return timm.create_model(rest, num_classes=classes)  # type: ignore[no-any-return]
     if prefix == "chain":
         return _chain(rest, classes)
-    raise unknown_name("model", name, (*PAPER_MODELS, *(p + "NAME" for p in MODEL_PREFIXES)))
+    raise unknown_model(name)
 
 
 def _timm() -> Any:

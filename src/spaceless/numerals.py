@@ -33,6 +33,12 @@ def millions(count: int | None) -> str:
     return f"{count / 1e6:,.1f}{FIXED}M" if count >= 1e6 else f"{count / 1e3:,.1f}{FIXED}k"
 
 
+def typed(value: float) -> str:
+    """Return the shortest text that is read as this very number, without a fraction of nought."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
+
+
 def listed(values: Iterable[int]) -> str:
     """Return whole numbers as short ranges: 1, 3-5."""
     runs: list[list[int]] = []

@@ -175,6 +175,9 @@ def open_trial(folder: Path, place: Place, test_images: int | None = None, shuff
     """
     folder = folder.resolve()  # "." has a parent too
     trial = read_trial(folder)
+    if folder.name != trial.id:
+        raise InputError(str(folder), found="the folder of a trial under another name", expected=trial.id,
+                         cure="rename it: outcomes are found by the names of their folders")
     store = Store(folder.parent)
     weights = folder / WEIGHTS
     outcome = store.look(trial)

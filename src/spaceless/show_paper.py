@@ -71,7 +71,8 @@ def counts(found: list[tuple[Count, int, bool]], as_json: bool) -> None:
     named = {c.finding for c, _, agrees in found if not agrees}
     for finding in findings():
         if finding.name in named:
-            print(f"{finding.name}: the paper says {finding.paper_says}; we find {finding.we_find}")
+            print(f"{finding.name}: the paper says {finding.paper_says.rstrip('.')}; we find {finding.we_find}")
+    print("agrees: with the printed digits, which the paper rounds in some places and cuts off in others")
 
 
 def _json(value: object) -> None:

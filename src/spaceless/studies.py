@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,13 +71,17 @@ def plan_study(name: str, preset: str | None = None, asked: Mapping[str, Any] | 
     planned = found.model_copy(update={"series": series}).trials(scale)
     if not own:
         planned = [_fitting(each, asked) for each in planned]
-    options = [f"--preset {preset}"] if preset else []
-    options += [f"--{key.replace('_', '-')} {value}" for key, value in asked.items()]
     return Plan(
         _name(found.name, None if own and not preset else scale.name, asked), found.title, found.asks,
-        " ".join(["spaceless study", name, *options]), tuple(planned), preset=scale.name,
+        _command(name, preset, asked), tuple(planned), preset=scale.name,
         experiment=None if own else found.name, x=found.x, x_ticks=found.x_ticks,
     )
+
+
+def _command(name: str, preset: str | None, asked: Mapping[str, Any]) -> str:
+    options = ({"preset": preset} if preset else {}) | dict(asked)
+    return shlex.join(["spaceless", "study", name, *(
+        word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", str(value)))])
 
 
 def _fitting(planned: Planned, asked: Collection[str]) -> Planned:
@@ -114,10 +119,9 @@ def plan_all(
         known = merged.setdefault(planned.trial.id, planned)
         schemes = sorted({*known.evaluations, *planned.evaluations})
         merged[planned.trial.id] = known.model_copy(update={"evaluations": tuple(schemes)})
-    options = "".join(f" --{key.replace('_', '-')} {value}" for key, value in asked.items())
-    command = f"spaceless study all{f' --preset {preset}' if preset else ''}{options}"
     name = _name("all", plans[0].preset, asked)
-    return Plan(name, "Everything in the paper", "", command, tuple(merged.values()), preset=plans[0].preset), plans
+    return Plan(name, "Everything in the paper", "", _command("all", preset, asked), tuple(merged.values()),
+                preset=plans[0].preset), plans
 
 
 def _is_here(data: str, data_root: Path | None) -> bool:

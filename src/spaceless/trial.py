@@ -76,6 +76,13 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
+def unknown_model(name: str) -> InputError:
+    """Return the error for a network that is none of the paper's and has no prefix."""
+    error = unknown_name("model", name, (*PAPER_MODELS, *(p + "NAME" for p in MODEL_PREFIXES)))
+    return InputError(error.what, found=error.found, expected=error.expected, cure=(
+        f"{error.cure} A network of torchvision would be torchvision:{name}, one of timm timm:{name}"))
+
+
 class ShuffleOptions(Spec):
     """What is permuted: by default one permutation per channel, the same for all images, redrawn in every pass."""
 
@@ -162,7 +169,9 @@ class Trial(Spec):
         method = plain.get("method", self.method)
         if method != "conv1x1":
             plain["downsample"] = "avg"
-        if method != "shuffle":
+        if method == "channel_shuffle":
+            plain["shuffle"] = ShuffleOptions(fixed=self.shuffle.fixed)
+        elif method != "shuffle":
             plain["shuffle"] = ShuffleOptions()
         if method not in RANDOM_METHODS:
             plain["repeats"] = 1
@@ -192,7 +201,7 @@ class Trial(Spec):
                 cure="train this network from scratch",
             )
         if self.model not in PAPER_MODELS and not self.model.startswith(MODEL_PREFIXES):
-            raise unknown_name("model", self.model, (*PAPER_MODELS, *(p + "NAME" for p in MODEL_PREFIXES)))
+            raise unknown_model(self.model)
         return self
 
     @property

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from spaceless.errors import InputError, unknown_name
+from spaceless.numerals import typed
 from spaceless.spec import make
 from spaceless.trial import Augment, Distillation, Downsample, Precision, Recipe, Reduction, Start, Trial
 
@@ -193,5 +194,5 @@ def command_line(model: str, data: str, wanted: Wanted) -> str:
         if value == each.default:
             continue
         option = "--from" if each.name == "original" else f"--{each.name.replace('_', '-')}"
-        words += [option] if value is True else [option, f"{value:g}" if isinstance(value, float) else str(value)]
+        words += [option] if value is True else [option, typed(value) if isinstance(value, float) else str(value)]
     return shlex.join(words)

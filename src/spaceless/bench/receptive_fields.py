@@ -192,7 +192,8 @@ def markdown(record: dict[str, Any]) -> str:
     unaligned = [each["network"] for each in record["rows"] if each["derived"] and not each["derived"]["aligned"]]
     if unaligned:
         lines += ["", f"Branches of differing strides meet in {', '.join(unaligned)}: size and stride are those of the "
-                  "positions of the map for an image of 224 pixels, the largest size and the mean stride."]
+                  "positions of the map for an image of 224 pixels, the largest size and the mean stride. Measured "
+                  "and compared are two positions in the middle of a map, each with the field derived for itself."]
     return "\n".join(lines) + "\n"
 
 

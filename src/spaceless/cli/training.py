@@ -27,7 +27,7 @@ def demo(*, out: Path = Path("demo"), jobs: int | None = None, open_report: bool
     Parameters
     ----------
     out
-        The folder of outcomes and of `report.html`.
+        The folder of outcomes and of the page.
     jobs
         Processes (default: one per processor core, up to 8).
     open_report
@@ -129,8 +129,11 @@ def train(
     from spaceless.studies import Plan
     from spaceless.trial import RANDOM_METHODS, RECIPES, Recipe, ShuffleOptions, Trial
 
-    if (per_image or shared or fixed or patch != 1) and method != "shuffle":
-        raise InputError("shuffle options", found=f"method {method}", expected="shuffle", cure="leave them out")
+    options = ShuffleOptions.model_construct(per_image=per_image, shared=shared, fixed=fixed, patch=patch)
+    if options != ShuffleOptions() and method != "shuffle" and (
+            method != "channel_shuffle" or options != ShuffleOptions(fixed=True)):
+        raise InputError("shuffle options", found=f"method {method}",
+                         expected="shuffle, or channel_shuffle with --fixed alone", cure="leave them out")
     check_change(method, k, only, downsample)
     if strip and k is None:
         raise InputError(f"--strip {strip}", found="no -k", expected="the number of changed units", cure="add -k")

@@ -148,7 +148,7 @@ def read_folders(folder: Path, image_size: int | None) -> Parts:
     if image_size is None:
         raise _problem(
             folder, "no image size", "one, since images in folders may have any size",
-            "give --image-size, or train with --recipe imagenet, which takes 224",
+            "give --image-size (in the file of a study image_sizes), or train with --recipe imagenet, which takes 224",
         )
     found = class_files(folder)
     *train, lost = _decoded(found.train, image_size, folder)

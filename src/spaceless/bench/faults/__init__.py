@@ -38,6 +38,11 @@ def run(progress: Callable[[str], None], chosen: Sequence[str] = ()) -> dict[str
     return {"summary": {"failing": failing}, "faults": found}
 
 
+_MEANS = {"mutations": (
+    "\"Refused\" is an error in the tool's form; \"accepted\" is what reads as well-formed data of the shape, type and "
+    "range that are promised: a format without a checksum cannot tell a changed pixel or weight from a meant one.")}
+
+
 def markdown(record: dict[str, Any]) -> str:
     """Return the page of a record: for each fault what was done, and what was counted."""
     parts = ["# Faults", made_by(record)]
@@ -45,7 +50,7 @@ def markdown(record: dict[str, Any]) -> str:
         verdict = "; ".join(each["failing"]) or "nothing broke"
         counts = [f"| {words} | {number:,} |" for words, number in each["counts"].items()]
         parts += [
-            f"## {each['name']}: {each['title']}", each["what"],
+            f"## {each['name']}: {each['title']}", " ".join(filter(None, (each["what"], _MEANS.get(each["name"])))),
             "\n".join(["| counted | |", "|---|---:|", *counts]), f"**{verdict}**, {each['seconds']:,} s.",
         ]
     return "\n\n".join(parts) + "\n"
