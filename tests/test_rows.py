@@ -272,6 +272,13 @@ def test_panels_split_what_cannot_share_a_picture():
     ]
 
 
+def test_what_else_differs_in_a_recipe_is_in_the_title():
+    recipes = [RECIPES["fast"].model_copy(update=changed) for changed in ({}, {"precision": "bf16"}, {"momentum": 0.8})]
+    assert [panel.title for panel in panels(rows([outcome(recipe=each) for each in recipes]))] == [
+        f"vgg16 on cifar100, {what}" for what in (
+            "momentum 0.9, precision auto", "momentum 0.9, precision bf16", "momentum 0.8, precision auto")]
+
+
 def test_a_study_that_names_its_axis_is_drawn_on_it():
     made = [outcome("conv1x1", k, image_size=size) for k in (0, 1) for size in (None, 64)]
     (suggested,) = panels(rows(made))

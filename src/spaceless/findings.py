@@ -9,6 +9,7 @@ from itertools import groupby
 
 from spaceless.paper import Axis
 from spaceless.rows import Row, Truth
+from spaceless.trial import Recipe
 
 METHOD_NAMES = {
     "baseline": "baseline", "shuffle": "Shuffle Conv", "gap_fc": "GAP+FC", "conv1x1": "1x1 Conv",
@@ -145,7 +146,14 @@ def panel_titles(heads: Sequence[Row]) -> list[str]:
         alike = [h for h in heads if (h.trial.model, h.trial.data) == (head.trial.model, head.trial.data)]
         traits = [trait(head) for trait in _TRAITS if len({trait(h) for h in alike}) > 1]
         titles.append(", ".join([f"{head.trial.model} on {head.trial.data}", *traits]))
-    return titles
+    return [", ".join([title, *_rest(head, [h for h, other in zip(heads, titles, strict=True) if other == title])])
+            for head, title in zip(heads, titles, strict=True)]
+
+
+def _rest(head: Row, alike: Sequence[Row]) -> list[str]:
+    """Return the fields of the recipe that tell `head` from rows whose titles are alike, in words."""
+    fields = [name for name in Recipe.model_fields if len({getattr(h.trial.recipe, name) for h in alike}) > 1]
+    return [f"{name.replace('_', ' ')} {getattr(head.trial.recipe, name)}" for name in fields]
 
 
 def standard_error(percent: float, images: int) -> float:
