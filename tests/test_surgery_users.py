@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 from torchvision.models import DenseNet
 
-from networks import SMALL, Classifier, Residual, StemLast, images, randomised, stem
+from networks import SMALL, Classifier, ConvBlock, Residual, StemLast, images, randomised, stem
 from spaceless.errors import SurgeryError
 from spaceless.models import GlobalAveragePool
 from spaceless.surgery import remove_spatial
@@ -239,3 +240,61 @@ def test_every_map_keeps_the_size_that_the_convolution_gave_it(conv, size, downs
     x = images(1, size)
     assert point[0](x).shape == model[0](x).shape
     assert all(m.kernel_size == (1, 1) for m in point.modules() if isinstance(m, nn.Conv2d))
+
+
+# Weights that are computed from others: only what they are computed from can be learnt
+
+
+COMPUTED = {
+    "weight_norm": parametrizations.weight_norm, "spectral_norm": parametrizations.spectral_norm,
+    "old spectral_norm": spectral_norm, "pruned": lambda conv: prune.l1_unstructured(conv, "weight", 0.5),
+    "bias": lambda conv: torch.nn.utils.parametrize.register_parametrization(conv, "bias", nn.Identity()),
+}
+
+
+@pytest.mark.parametrize("method", ["conv1x1", "gap_fc"])
+@pytest.mark.parametrize("kind", COMPUTED)
+def test_weights_that_are_computed_are_refused_not_ignored(kind, method):
+    model = Classifier(stem(8), nn.Conv2d(8, 8, 3, padding=1), channels=8)
+    with torch.no_grad():  # what was computed with a graph behind it could not even be copied
+        COMPUTED[kind](model.features[1])
+    with pytest.raises(SurgeryError, match=r"features.1: found weights that are computed .*; call .*remove_param"):
+        remove_spatial(model, method, 1, image_size=8)
+    remove_spatial(model, "shuffle", 1, image_size=8)  # leaves the convolution alone
+
+
+def test_a_head_with_computed_weights_is_not_fitted_to_another_width():
+    model = Classifier(stem(4), Residual(4, 4), Residual(4, 8), channels=8)
+    parametrizations.spectral_norm(model.head)
+    with pytest.raises(SurgeryError, match="head: found weights that are computed"):
+        remove_spatial(model, "strip", 1, image_size=8)
+
+
+@pytest.mark.parametrize("method", ["conv1x1", "shuffle"])
+def test_a_network_that_cannot_be_copied_is_refused(method):
+    model = Classifier(stem(8), weight_norm(nn.Conv2d(8, 8, 3, padding=1)), channels=8)
+    with pytest.raises(SurgeryError, match=r"copying Classifier: found RuntimeError: Only Tensors .*; where weights"):
+        remove_spatial(model, method, 1, image_size=8)
+
+
+class Stubborn(nn.Conv2d):
+    """A convolution whose copies get a kernel of their own."""
+
+    def __deepcopy__(self, memo):
+        return Stubborn(self.in_channels, self.out_channels, 3, padding=1, device=self.weight.device)
+
+
+def test_a_kernel_that_is_still_spatial_is_no_success():
+    model = Classifier(stem(8), Stubborn(8, 8, 3, padding=1), channels=8)
+    with pytest.raises(SurgeryError, match=r"conv1x1 on features.1: found a kernel that still sees several positions"):
+        remove_spatial(model, "conv1x1", 1, image_size=8)
+
+
+@pytest.mark.parametrize("method", ["conv1x1", "gap_fc", "strip"])
+def test_what_is_frozen_stays_frozen(method):
+    model = Classifier(stem(4), Residual(4, 8), ConvBlock(8, 12), channels=12).requires_grad_(requires_grad=False)
+    small, _ = remove_spatial(model, method, 2, image_size=8)
+    assert not any(parameter.requires_grad for parameter in small.parameters())
+    model.head.bias.requires_grad_()
+    small, _ = remove_spatial(model, method, 2, image_size=8)
+    assert [name for name, parameter in small.named_parameters() if parameter.requires_grad] == ["head.bias"]

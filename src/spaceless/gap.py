@@ -15,7 +15,7 @@ from torch.nn import functional
 from spaceless.errors import SurgeryError
 from spaceless.hidden import is_filter, is_learned
 from spaceless.models import GlobalAveragePool
-from spaceless.plan import Plan, followers, is_depthwise, once, pointwise
+from spaceless.plan import Plan, followers, is_depthwise, learning_as, once, pointwise
 from spaceless.tracing import Trace, trace_graph
 from spaceless.trial import Change
 
@@ -68,7 +68,7 @@ def gap_fc(plan: Plan) -> None:
             for follower in followers(plan.traced, node):
                 plan.replace(unit, follower, nn.Identity())
         elif isinstance(module, nn.Conv2d):
-            old = plan.model.get_submodule(path)
+            old = plan.own(path)
             assert isinstance(old, nn.Conv2d)
             plan.replace(unit, path, _connected(old))
         elif (isinstance(module, _POOLING) and not _spreads(plan.traced, node)) or isinstance(module, _SIZES):
@@ -240,4 +240,4 @@ def _connected(conv: nn.Conv2d) -> nn.Module:
     new.weight.copy_(point.weight.flatten(1))
     if point.bias is not None:
         new.bias.copy_(point.bias)
-    return new  # type: ignore[no-any-return]
+    return learning_as(conv, new)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, fx, nn
 
+from spaceless.errors import SurgeryError
 from spaceless.shuffle import ShuffleConv
 from spaceless.tracing import Trace
 from spaceless.trial import Change
@@ -18,13 +19,17 @@ from spaceless.units import Unit, is_spatial
 
 @dataclass
 class Plan:
-    """The copy under the knife: the network, its trace and units, which units change, and what has changed so far."""
+    """The copy under the knife: the network, its trace and units, which units change, and what has changed so far.
+
+    `made` are the modules that were put into units and did not stand there before.
+    """
 
     model: nn.Module
     traced: Trace
     units: list[Unit]
     targets: list[Unit]
     changes: list[Change] = field(default_factory=list)
+    made: set[nn.Module] = field(default_factory=set)
 
     def replace(self, unit: int, path: str, new: nn.Module) -> None:
         """Put `new` in the place of the module at `path` and record it; unit 0 means behind the last unit."""
@@ -32,8 +37,19 @@ class Plan:
         kept = set(old.modules())  # a part may be frozen in evaluation mode
         for module in new.modules():
             module.training = module.training if module in kept else old.training
+        self.made |= set(new.modules()) - kept if unit else set()
         self.changes.append(Change(unit=unit, path=path, before=describe(old), after=describe(new)))
         self.model.set_submodule(path, new)
+
+    def own(self, path: str) -> nn.Module:
+        """Return the layer at `path`, whose weights are to be replaced; SurgeryError where they are no parameters."""
+        layer = self.model.get_submodule(path)
+        if any(layer._parameters.get(name) is not getattr(layer, name) for name in ("weight", "bias")):
+            raise SurgeryError(
+                path, found="weights that are computed from others", expected="weights that are parameters",
+                cure="call torch.nn.utils.parametrize.remove_parametrizations, prune.remove or remove_spectral_norm",
+            )
+        return layer
 
     def unit_of(self, path: str) -> int:
         """Return the index of the unit that holds the module at `path`, or 0."""
@@ -106,4 +122,11 @@ def pointwise(conv: nn.Conv2d, stride: tuple[int, ...]) -> nn.Conv2d:
     if isinstance(scale, float) and isinstance(getattr(new, "gain", None), Tensor):
         # Brock et al. 2021 ("Characterizing signal propagation", in timm): the scale holds 1 / sqrt(fan-in).
         new.__dict__["scale"] = scale * math.sqrt(conv.weight[0].numel() / kernel[0].numel())
+    return new
+
+
+def learning_as(old: nn.Module, new: nn.Module) -> nn.Module:
+    """Return `new` with those of its parameters frozen that are frozen in `old`."""
+    for name, parameter in new.named_parameters():
+        parameter.requires_grad_(old.get_parameter(name).requires_grad)
     return new

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from spaceless.errors import SurgeryError
-from spaceless.plan import Plan, followers
+from spaceless.plan import Plan, followers, learning_as
 from spaceless.tracing import example_input, first_line
 from spaceless.units import Unit
 
@@ -39,7 +39,7 @@ def strip_units(plan: Plan, stripped: list[Unit], image_size: int) -> None:
                 "strip", found=f"{mismatch.path} would get {mismatch.found} channels",
                 expected="only the layers behind the last unit to change", cure="strip fewer units of this network",
             )
-        plan.replace(0, mismatch.path, _fitted(plan.model.get_submodule(mismatch.path), mismatch.found))
+        plan.replace(0, mismatch.path, _fitted(plan.own(mismatch.path), mismatch.found))
 
 
 def _channels(module: nn.Module) -> int | None:
@@ -92,7 +92,7 @@ def _fitted(module: nn.Module, channels: int) -> nn.Module:
     Columns are repeated where more are needed: the spread of the initialisation stays what it was.
     """
     if isinstance(module, nn.BatchNorm2d):
-        return nn.BatchNorm2d(channels, module.eps, module.momentum).to(module.weight)
+        return learning_as(module, nn.BatchNorm2d(channels, module.eps, module.momentum).to(module.weight))
     columns = torch.arange(channels) % (_channels(module) or 1)
     assert isinstance(module.weight, Tensor)
     place = {"device": module.weight.device, "dtype": module.weight.dtype, "bias": module.bias is not None}
@@ -108,4 +108,4 @@ def _fitted(module: nn.Module, channels: int) -> nn.Module:
     new.weight.copy_(module.weight[:, columns.to(module.weight.device)])
     if isinstance(module.bias, Tensor) and new.bias is not None:
         new.bias.copy_(module.bias)
-    return new
+    return learning_as(module, new)

@@ -18,7 +18,7 @@ from spaceless.models import GlobalAveragePool
 from spaceless.plan import Plan, followers, is_depthwise, once, pointwise
 from spaceless.shuffle import Shuffle, ShuffleConv
 from spaceless.strip import strip_units
-from spaceless.tracing import first_line, output_shape, trace
+from spaceless.tracing import copied, first_line, output_shape, trace
 from spaceless.trial import METHODS, Change, ShuffleOptions
 from spaceless.units import Unit, is_spatial, units_of
 
@@ -97,6 +97,7 @@ def without_shuffle(model: nn.Module) -> nn.Module:
 
 
 def _plan(model: nn.Module, k: int | None, only: int | None, image_size: int, stem: bool) -> Plan:
+    own = copied(model)
     traced = trace(model, image_size)
     units = units_of(traced, stem=stem)
     if (k is None) == (only is None) and not (only is not None and k == 1):
@@ -120,7 +121,7 @@ def _plan(model: nn.Module, k: int | None, only: int | None, image_size: int, st
                 path, found=f"a convolution that runs {len(traced.calls(path))} times", expected="one that runs once",
                 cure="give each place a convolution of its own, or change fewer units",
             )
-    return Plan(copy.deepcopy(model), traced, units, targets)
+    return Plan(own, traced, units, targets)
 
 
 def _shuffle(plan: Plan, targets: list[Unit], options: ShuffleOptions, seed: int, *, channels: bool) -> None:
@@ -148,10 +149,10 @@ def _conv1x1(plan: Plan, targets: list[Unit], downsample: str) -> None:
                 for follower in followers(plan.traced, node):
                     plan.replace(unit.index, follower, nn.Identity())
                 continue
-            old = plan.model.get_submodule(path)
-            assert isinstance(old, nn.Conv2d)
             if pool is None and not is_spatial(conv):
                 continue  # a strided 1x1 convolution is what `stride` asks for
+            old = plan.own(path)
+            assert isinstance(old, nn.Conv2d)
             new = pointwise(old, conv.stride if strided and pool is None else (1, 1))
             plan.replace(unit.index, path, _joined(trim, new, pool))
 
@@ -195,7 +196,7 @@ def _joined(*modules: nn.Module | None) -> nn.Module:
 
 
 def _check(plan: Plan, model: nn.Module, method: str, image_size: int) -> None:
-    """Raise unless exactly the planned units changed and the copy still classifies an image."""
+    """Raise unless exactly the planned units changed, to kernels of 1x1, and the copy still classifies an image."""
     changed = {change.unit for change in plan.changes if change.unit}
     targets = {unit.index for unit in plan.targets}
     if changed != targets:
@@ -205,6 +206,14 @@ def _check(plan: Plan, model: nn.Module, method: str, image_size: int) -> None:
             + (f" (not {missed})" if missed else ""), expected="all of them, and no other",
             cure="choose another method for these units",
         )
+    if method in ("conv1x1", "gap_fc"):
+        wide = [path for path, module in plan.model.named_modules() if module in plan.made
+                and isinstance(module, nn.Conv2d) and tuple(module.weight.shape[2:]) != (1, 1)]
+        if wide:
+            raise SurgeryError(
+                f"{method} on {wide[0]}", found="a kernel that still sees several positions", expected="one of 1x1",
+                cure="use a plain nn.Conv2d there",
+            )
     expected = plan.traced.shapes[plan.traced.nodes[-1].all_input_nodes[0]]
     try:
         found = output_shape(plan.model, image_size)

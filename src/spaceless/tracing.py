@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from spaceless.errors import InputError
+from spaceless.errors import InputError, SurgeryError
 from spaceless.layout import channels_last
 from spaceless.recording import record
 from spaceless.sized import trace_sized
@@ -136,13 +136,29 @@ def example_input(model: nn.Module, image_size: int) -> Tensor:
     return torch.zeros(1, channels, image_size, image_size, device=place.device, dtype=place.dtype)
 
 
+def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """Return a deep copy of `model`; `memo` is `copy.deepcopy`'s.
+
+    Raises:
+        SurgeryError: It holds something that cannot be copied.
+
+    """
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:  # a module may be copied by code of its own
+        raise SurgeryError(
+            f"copying {type(model).__name__}", found=first_line(error), expected="a network that can be copied",
+            cure="where weights are computed, make them parameters (prune.remove, remove_weight_norm)",
+        ) from error
+
+
 def shapes_of(model: nn.Module) -> nn.Module:
     """Return a copy of `model` on the meta device, in evaluation mode; no weight is copied on the way."""
     memo: dict[int, Any] = {}
     for tensor in [*model.parameters(), *model.buffers()]:
         empty = torch.empty_like(tensor, device="meta")
         memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-    return copy.deepcopy(model, memo).to("meta").eval()
+    return copied(model, memo).to("meta").eval()
 
 
 def _image_channels(model: nn.Module, image_size: int, dtype: torch.dtype) -> int:
@@ -206,6 +222,7 @@ def trace(model: nn.Module, image_size: int) -> Trace:
 
     Raises:
         InputError: The network does not accept an image of this size.
+        SurgeryError: It cannot be copied.
 
     """
     shadow = shapes_of(model)
