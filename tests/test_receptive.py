@@ -13,6 +13,7 @@ from spaceless.models import build_model, stem_is_unit, untrained
 from spaceless.receptive import ReceptiveField, receptive_fields, unit_fields, unknown_operations, usable_field
 from spaceless.surgery import remove_spatial
 from spaceless.tracing import trace
+from spaceless.trial import ShuffleOptions
 from spaceless.units import is_spatial, units_of
 
 # The paper's and published values
@@ -274,6 +275,18 @@ def test_a_shuffle_of_one_unit_is_no_end_where_a_skip_connection_leads_around_it
     assert found.size == entering.size + 2 * (3 - 1) * 2 * entering.stride  # the 3x3 convolutions of units 15 and 16
     chain, _ = remove_spatial(untrained(CHAIN, 4, 48), "shuffle", only=2, image_size=48)
     assert law(usable_field(chain, 48)) == (4, 2)  # nothing leads around it
+
+
+@pytest.mark.parametrize("options", [{"fixed": True}, {"patch": 2}, {"shared": True}, {"per_image": True}], ids=str)
+def test_a_fixed_order_and_whole_patches_leave_positions_some_meaning(options):
+    small, _ = remove_spatial(
+        untrained(CHAIN, 4, 48), "shuffle", 2, image_size=48, shuffle=ShuffleOptions(**options))
+    if "fixed" in options or "patch" in options:
+        with pytest.raises(InputError, match=r"found ShuffleConv features.\d+, expected operations whose reading is"):
+            usable_field(small, 48)
+        assert unknown_operations(trace(small, 48)) == ["ShuffleConv features.7"]
+    else:
+        assert law(usable_field(small, 48)) == USABLE["shuffle"][2]
 
 
 def test_a_gate_gives_nothing_to_the_field():

@@ -271,6 +271,7 @@ def test_depthwise_convolutions_go_with_their_normalisation_and_activation():
         ("conv1x1", 2, {"strip": -1}, "strip: found -1"),
         ("strip", 2, {"strip": 1}, "strip: found 1"),
         ("shuffle", 1, {"shuffle": ShuffleOptions(patch=5)}, "patch: found 5 on a map of 16x16, expected a divisor"),
+        ("shuffle", 1, {"shuffle": ShuffleOptions(patch=16)}, "patch: found 16 on a map of 16x16, which is one patch"),
         ("channel_shuffle", 1, {"shuffle": ShuffleOptions(patch=2)}, "shuffle: found .*patch=2.*, expected no option"),
     ],
     ids=lambda value: str(value)[:30],

@@ -117,10 +117,10 @@ class _Call:
         module, field = self.traced.module_of(self.node), self.field
         if isinstance(module, ShuffleConv):
             if not module.shuffle.channels:
-                return GONE
+                return _shuffled(module.shuffle)
             module = module.conv  # positions keep their meaning (A.6)
         if isinstance(module, Shuffle):
-            return field if module.channels else GONE
+            return field if module.channels else _shuffled(module)
         if isinstance(module, _ADAPTIVE):
             return self._adaptive()
         if isinstance(module, nn.Flatten | nn.Unflatten):
@@ -226,6 +226,11 @@ class _Call:
         right, second = others[0]
         rows = len(self.traced.shapes.get(left, ())) - 1, len(self.traced.shapes.get(right, ())) - 2
         return GONE if (set(first.dims), set(second.dims)) == ({rows[0]}, {rows[1]}) else None
+
+
+def _shuffled(shuffle: Shuffle) -> State | None:
+    """Return what a shuffle leaves: nothing; unknown where the order can be learnt, or where patches stay whole."""
+    return None if shuffle.fixed or shuffle.patch > 1 else GONE
 
 
 def _name(node: fx.Node) -> str:

@@ -68,7 +68,8 @@ def usable_field(model: nn.Module, image_size: int) -> ReceptiveField:
     """Return the receptive field of the last map of `model` whose positions still mean something.
 
     For a network changed by `shuffle` or `gap_fc` this is the input of the first changed unit, for `conv1x1` and for
-    an unchanged network the final map. It is the largest field that enters a shuffle or a global pooling.
+    an unchanged network the final map. It is the largest field that enters a shuffle or a global pooling. A shuffle by
+    one fixed permutation, or of patches, takes the meaning of positions away only in part: what is left is not known.
 
     Raises:
         InputError: The last map is not pooled globally (a linear layer sees each of its positions, for instance), or

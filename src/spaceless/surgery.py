@@ -128,6 +128,12 @@ def _shuffle(plan: Plan, targets: list[Unit], options: ShuffleOptions, seed: int
     order = [path for unit in plan.units for path in unit.convs]  # a layer keeps its number at every K
     for unit in targets:
         for path in unit.convs:
+            height, width = plan.traced.sides(plan.traced.calls(path)[0].all_input_nodes[0])
+            if height == width == options.patch > 1:
+                raise SurgeryError(
+                    "shuffle patch", found=f"{options.patch} on a map of {height}x{width}, which is one patch",
+                    expected="several patches to shuffle", cure="choose a smaller patch or shuffle fewer units",
+                )
             shuffle = Shuffle(seed, order.index(path), channels=channels, **options.model_dump())
             plan.replace(unit.index, path, ShuffleConv(shuffle, plan.model.get_submodule(path)))
 
