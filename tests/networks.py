@@ -99,6 +99,22 @@ class Classifier(nn.Module):
         return self.head(self.features(x).mean((2, 3)))
 
 
+class Flat(nn.Module):
+    """A head that reads each of the 16 positions of the last map by itself."""
+
+    def __init__(self, classes, size):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.pool, self.head = nn.MaxPool2d(size // 4), nn.Linear(64, classes)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.two(self.pool(torch.relu(self.one(x))))).flatten(1))
+
+
+FLAT = ("The head reads each of 16 positions of the last map by itself: 1x1 convolutions in front of it cannot take "
+        "that information away.")
+
+
 class StemLast(nn.Module):
     """Residual blocks that are registered in front of the stem that is executed before them."""
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from commands import Commands, is_an_error, tree
-from spaceless import attempts, compress, records, retest
+from networks import FLAT, Flat
+from spaceless import attempts, compress, models, records, retest
 from spaceless.calibrate import regime
 from spaceless.compress import Question, budget, search, tuning_recipe
 from spaceless.errors import SpacelessError
@@ -313,7 +314,7 @@ FACTS = DataFacts(name=DATA, source="", classes=4, image_size=20, train_images=9
 
 
 def question(**changed) -> Question:
-    base = Trial(model=NET, data=DATA, recipe=RECIPES["control"], holdout=0.1)
+    base = Trial(model=changed.pop("model", NET), data=DATA, recipe=RECIPES["control"], holdout=0.1)
     seeds = changed.pop("seeds", (0,))
     return Question(tuple(base.model_copy(update={"seed": seed}) for seed in seeds), base.recipe, **changed)
 
@@ -406,6 +407,16 @@ def test_a_baseline_that_has_not_learnt_ends_the_search(tmp_path, untested):
         with pytest.raises(SpacelessError, match="clearly above chance"):
             search(asked, budget(asked, place), place, run, "spaceless compress", lambda _: None, ahead=ahead)
     assert ran == [0, 0, 2]  # nothing is trained in vain, unless a process is idle
+
+
+@pytest.mark.parametrize("model", [NET, "torchvision:flat"])
+def test_a_head_that_reads_positions_is_part_of_the_answer(tmp_path, untested, monkeypatch, model):
+    build = models._construct
+    monkeypatch.setattr(models, "_construct", lambda name, classes, size: (
+        Flat(classes, size) if name == "torchvision:flat" else build(name, classes, size)))
+    found, _, _ = found_by(tmp_path, dict.fromkeys(range(5), 80), model=model)
+    assert found.head == (() if model == NET else (FLAT,))
+    assert (FLAT in compression_answer(found).notes) is (model != NET)
 
 
 def test_no_acceptable_k_is_an_answer_too(tmp_path):

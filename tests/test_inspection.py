@@ -4,9 +4,11 @@ import json
 
 import pytest
 
+from networks import FLAT, Flat
 from spaceless.errors import InputError
 from spaceless.inspection import check_counts, inspect_model
 from spaceless.models import build_model, untrained
+from spaceless.show import inspection
 
 EXACT = [  # issue 2, "must show"
     ("vgg16", 100, 32, 5, 23529636), ("resnet50", 100, 32, 9, 14268068), ("resnet152", 1000, 224, 19, 45512744),
@@ -29,7 +31,7 @@ def test_every_field_before_and_after_surgery():
     assert {key: before[key] for key in before if key != "units"} == head | {
         "method": "baseline", "k": 0, "params": (27 * 4 + 4 + 8) + (36 * 8 + 8 + 16) + (72 * 8 + 8 + 16) + 27,
         "macs": macs, "activations": 4 * 16 * 16 + 8 * 8 * 8 + 8 * 8 * 8 + 3, "not_counted": left_out,
-        "unknown_operations": []}
+        "unknown_operations": [], "head": None}
     assert before["units"] == [
         {"index": 1, "name": "features.0", "kind": "Conv2d", "out_size": [16, 16], "receptive_field": 3,
          "receptive_stride": 1, "receptive_offset": -1, "receptive_aligned": True,
@@ -67,6 +69,15 @@ def test_what_is_behind_an_unknown_operation_has_no_field():
     assert fields[0] == 4
     assert fields[-1] is None
     assert {unit["receptive_stride"] for unit in found["units"] if unit["receptive_field"] is None} == {None}
+
+
+def test_a_head_that_reads_positions_by_itself_is_told_until_they_mean_nothing(monkeypatch, capsys):
+    monkeypatch.setattr("spaceless.models._construct", lambda _name, classes, size: Flat(classes, size))
+    for method, k, told in (("baseline", 0, FLAT), ("conv1x1", 2, FLAT), ("shuffle", 1, None)):
+        found = inspect_model("torchvision:flat", classes=3, image_size=16, method=method, k=k)
+        assert found["head"] == told
+        inspection(found, as_json=False)
+        assert (FLAT in capsys.readouterr().out) is (told is not None)
 
 
 def test_one_unit_alone():

@@ -10,7 +10,14 @@ from torch.nn import functional
 from networks import Classifier, Fire, Gate, Inverted, Residual, Scaled, StemLast, images, stem
 from spaceless.errors import InputError
 from spaceless.models import build_model, stem_is_unit, untrained
-from spaceless.receptive import ReceptiveField, receptive_fields, unit_fields, unknown_operations, usable_field
+from spaceless.receptive import (
+    ReceptiveField,
+    head_note,
+    receptive_fields,
+    unit_fields,
+    unknown_operations,
+    usable_field,
+)
 from spaceless.surgery import remove_spatial
 from spaceless.tracing import trace
 from spaceless.trial import ShuffleOptions
@@ -330,6 +337,17 @@ def test_a_head_that_sees_every_position_has_no_usable_field(flatten):
     assert receptive_fields(traced)[traced.nodes[-2]] == ReceptiveField(3 + 7 * 2, 2, -1)  # as a kernel of 8x8 would
     with pytest.raises(InputError):
         usable_field(untrained("torchvision:alexnet", 10, 224), 224)
+
+
+@pytest.mark.parametrize(("pool", "positions"), [
+    (nn.Identity(), 16), (nn.AdaptiveAvgPool2d(7), 16), (nn.AdaptiveAvgPool2d(2), 4), (nn.AvgPool2d(4), None),
+    (nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.AdaptiveAvgPool2d(7)), None),
+], ids=["the map", "a larger map", "a smaller map", "pooled", "one position repeated"])
+def test_how_many_positions_a_flattened_head_tells_apart(pool, positions):
+    model = nn.Sequential(nn.Conv2d(3, 2, 4, 4), pool, nn.Flatten(), nn.Dropout(), nn.LazyLinear(5), nn.Linear(5, 4))
+    model.eval()(images(1, 16))
+    told = head_note(trace(model, 16))
+    assert told is None if positions is None else f"each of {positions} positions of the last map" in told
 
 
 def test_unit_fields_and_what_has_none():

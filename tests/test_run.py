@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from spaceless import run
+from networks import FLAT, Flat
+from spaceless import run, show
 from spaceless.cost import latency
 from spaceless.distributed import Share
 from spaceless.errors import DataError, InputError, Interrupted
@@ -411,6 +412,17 @@ def test_device_and_precision():
     assert choose_precision("fp32", torch.device("cpu")) == "fp32"
     assert choose_precision("bf16", torch.device("cpu")) == "bf16"
     assert choose_precision("auto", torch.device("cpu")) in ("fp32", "bf16")
+
+
+def test_a_head_that_reads_positions_is_noted_with_1x1_convolutions(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("spaceless.models._construct", lambda _name, classes, size: Flat(classes, size))
+    short = RECIPE.model_copy(update={"epochs": 1})
+    for method, notes in (("conv1x1", (FLAT,)), ("shuffle", ())):
+        outcome = run_trial(
+            trial(model="torchvision:flat", method=method, k=2, recipe=short), Place(tmp_path, device="cpu"))
+        assert outcome.notes == notes
+        show.outcome(outcome, tmp_path, as_json=False)
+        assert (FLAT in capsys.readouterr().out.splitlines()) is bool(notes)
 
 
 def test_all_changed_units_stripped_leaves_nothing_to_repeat(tmp_path):

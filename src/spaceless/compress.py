@@ -16,7 +16,7 @@ from spaceless.judging import baseline, best, held_out_images, judged, least_top
 from spaceless.paired import paired_interval
 from spaceless.paper import Planned
 from spaceless.retest import test_run
-from spaceless.run import Place, count_units, load_data
+from spaceless.run import Place, count_units, head_notes, load_data
 from spaceless.search import first_k, largest_k, usual_budget
 from spaceless.store import WEIGHTS
 from spaceless.studies import Plan
@@ -187,6 +187,7 @@ def search(
         images=held_out_images(base[0]), seeds=tuple(t.seed for t in question.baselines), units=allowed.units,
         budget=allowed.tries, spent=found.spent, tried=tuple(tried), largest=found.largest, chosen=chosen,
         alone=found.alone, warm=_told(question),
+        head=head_notes(question.trials(chosen or 1, place)[0], load_data(first, place.data_root)),
         test=_test(question, chosen, place) if chosen else None,
     )
 

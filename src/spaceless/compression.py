@@ -53,7 +53,8 @@ class Compression(Spec):
     K that can be made, `budget` how many K's were to be tried at most, `spent` whether it ended the search early;
     `tried` is in the order of trying, the baseline first. `largest` is the largest accepted K, `chosen` the one with
     the smallest `objective` among it and the smaller ones within the tolerance; `alone` are larger ones within the
-    tolerance that were not accepted. `warm` tells how networks with a warm start were trained, None from scratch.
+    tolerance that were not accepted. `warm` tells how networks with a warm start were trained, None from scratch;
+    `head` are sentences on what the head of the networks still reads of positions, see `receptive.head_note`.
     """
 
     model: str
@@ -73,6 +74,7 @@ class Compression(Spec):
     chosen: int
     alone: tuple[int, ...] = ()
     warm: str | None = None
+    head: tuple[str, ...] = ()
     test: Tested | None = None
 
     def at(self, k: int) -> Tried:

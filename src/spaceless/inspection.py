@@ -11,7 +11,7 @@ from spaceless.cost import Latency, compare_latency, cost, count_parameters, lat
 from spaceless.errors import InputError
 from spaceless.models import build_model, default_image_size, stem_is_unit, untrained
 from spaceless.paper import Count, counts
-from spaceless.receptive import unit_fields, unknown_operations
+from spaceless.receptive import head_note, unit_fields, unknown_operations
 from spaceless.spec import make
 from spaceless.surgery import remove_spatial
 from spaceless.tracing import trace
@@ -28,8 +28,9 @@ def inspect_model(
     `units` holds a record per unit: index, name, kind, out_size (height, width), receptive_field, receptive_stride,
     receptive_offset and receptive_aligned (of its output, as in `ReceptiveField`; None where positions mean nothing or
     where an operation in front is one of `unknown_operations`), params and modified. All but `modified`, `params`,
-    `macs`, `activations`, `not_counted` and `latency` describe the network as it was before. With `batch`, `latency`
-    holds the seconds for that many images on this machine's processor, before and after, passes taken in turn.
+    `macs`, `activations`, `not_counted`, `head` and `latency` describe the network as it was before. `head` is
+    `head_note`'s sentence. With `batch`, `latency` holds the seconds for that many images on this machine's processor,
+    before and after, passes taken in turn.
 
     Raises:
         InputError: Unknown name or method, K out of range, or an image size that the network does not accept.
@@ -64,6 +65,7 @@ def inspect_model(
         "k": len(modified - {0}), "params": costs.params, "macs": costs.macs,
         "activations": costs.activations, "not_counted": list(costs.not_counted),
         "unknown_operations": unknown_operations(traced),
+        "head": head_note(traced if small is model else trace(small, size)),
         "units": [
             {
                 "index": unit.index, "name": unit.name, "kind": unit.kind, "out_size": list(unit.out_size),

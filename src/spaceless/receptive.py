@@ -11,6 +11,7 @@ reading what the widest reads. An operation that no rule in `operations` knows e
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import fx, nn
@@ -95,6 +96,32 @@ def usable_field(model: nn.Module, image_size: int) -> ReceptiveField:
             cure="ask for the receptive field of a unit instead",
         )
     return max(entering, key=lambda field: (field.size, -field.stride))
+
+
+def head_note(traced: Trace) -> str | None:
+    """Return a sentence for a network whose head tells the positions of the last map apart, None for all others.
+
+    A linear layer on a flattened map does, as in AlexNet and in the VGG of torchvision.
+    """
+    fields = {node: state for node, state in propagate(traced).items() if isinstance(state, Field)}
+    if fields.keys().isdisjoint(traced.nodes[-1].all_input_nodes):
+        return None
+    flattened = [source for node, field in fields.items() if not field.dims
+                 for source in node.all_input_nodes if source in fields and fields[source].dims]
+    positions = max((_positions(node, fields) for node in flattened), default=1)
+    return None if positions == 1 else (
+        f"The head reads each of {positions} positions of the last map by itself: 1x1 convolutions in front of it "
+        "cannot take that information away.")
+
+
+def _positions(node: fx.Node, fields: dict[fx.Node, Field]) -> int:
+    """Return how many positions the map tells apart that `node` gives: pooling to a larger one repeats them."""
+    found, sources = [], [node]
+    while len(sources) == 1:
+        (node,) = sources
+        found.append(math.prod(fields[node].sides))
+        sources = [source for source in node.all_input_nodes if source in fields]
+    return min(found)
 
 
 def _public(state: State | None) -> ReceptiveField | None:

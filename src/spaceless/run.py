@@ -31,11 +31,12 @@ from spaceless.distill import Loss, cross_entropy, distilled
 from spaceless.distributed import from_first, refuse_unshareable, share, told_by_all
 from spaceless.errors import InputError
 from spaceless.evaluation import evaluate
-from spaceless.models import build_model, stem_is_unit
+from spaceless.models import build_model, stem_is_unit, untrained
 from spaceless.rebuild import changed
-from spaceless.receptive import usable_field
+from spaceless.receptive import head_note, usable_field
 from spaceless.shuffle import shuffles
 from spaceless.store import WEIGHTS, Store
+from spaceless.tracing import trace
 from spaceless.training import Progress, States, Training, train
 from spaceless.trial import Change, DataFacts, Evaluation, Latency, Outcome, Trial, is_control
 from spaceless.units import find_units
@@ -101,12 +102,17 @@ def build(
 
 def count_units(trial: Trial, classes: int, image_size: int) -> int:
     """Return how many units the network has before surgery; shapes are enough to count them."""
-    try:
-        with torch.device("meta"):
-            model = build_model(trial.model, classes, image_size, width=trial.width)
-    except NotImplementedError:  # a constructor that looks at its own weights needs real ones
-        model = build_model(trial.model, classes, image_size, width=trial.width)
+    model = untrained(trial.model, classes, image_size, width=trial.width)
     return len(find_units(model, image_size, stem=stem_is_unit(trial.model)))
+
+
+def head_notes(trial: Trial, data: Images) -> tuple[str, ...]:
+    """Return what has to be said of the head of a network with 1x1 convolutions, see `head_note`."""
+    if trial.method != "conv1x1":
+        return ()
+    model = untrained(trial.model, data.classes, data.image_size, width=trial.width)
+    note = head_note(trace(model, data.image_size))
+    return () if note is None else (note,)
 
 
 def run_trial(
@@ -142,10 +148,10 @@ def run_trial(
     started = datetime.now(UTC)
     folder = store.folder(trial) if mine.rank else store.begin(trial)
     model.to(device)
-    notes: tuple[str, ...] = ()
+    notes = head_notes(trial, data)
     loss: Loss = cross_entropy
     if original is not None and trial.start is not None:
-        notes = warm_start(model, original.to(device), data, trial.recipe, trial.seed, trial.start)
+        notes += warm_start(model, original.to(device), data, trial.recipe, trial.seed, trial.start)
         if trial.start.distillation is not None:
             loss = distilled(original, trial.start.distillation, precision, eager=place.eager)
     with told_by_all():

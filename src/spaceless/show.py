@@ -47,6 +47,8 @@ def inspection(found: dict[str, Any], as_json: bool) -> None:
         print(f"from unit {first} on branches of differing strides meet: the largest size, the mean stride")
     if found["unknown_operations"]:
         print(f"no receptive field behind: {_few(found['unknown_operations'])}")
+    if found["head"]:
+        print(found["head"])
     if found["not_counted"]:
         print(f"not counted in the multiply-adds: {', '.join(found['not_counted'])}")
     if "latency" in found:
@@ -81,6 +83,8 @@ def outcome(found: Outcome, folder: Path, as_json: bool) -> None:
           f"{len(found.changes)} modules changed, {duration(found.seconds or 0)}, {found.precision}")
     if found.data is not None and found.data.note:
         print(f"{found.data.name}: {found.data.note}")
+    for note in found.notes:
+        print(note)
     print(folder)
 
 

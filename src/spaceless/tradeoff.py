@@ -79,7 +79,7 @@ def _notes(search: Compression) -> list[str]:
         notes.append("The search ended because no more K were to be tried; a larger budget may find a larger K.")
     if search.warm:
         notes.append(search.warm)
-    return notes
+    return [*notes, *search.head]
 
 
 def _saved(found: Tried, base: Tried, cost: str) -> str:
