@@ -15,7 +15,7 @@ from torch.nn import functional
 from spaceless.errors import SurgeryError
 from spaceless.hidden import is_filter, is_learned
 from spaceless.models import GlobalAveragePool
-from spaceless.plan import Plan, followers, is_depthwise, learning_as, once, pointwise
+from spaceless.plan import Plan, added, followers, is_depthwise, learning_as, once, pointwise
 from spaceless.tracing import Trace, trace_graph
 from spaceless.trial import Change
 
@@ -171,14 +171,14 @@ def _pool_where_entering(plan: Plan, entering: set[tuple[fx.Node, fx.Node]], win
             if old not in pooled:
                 dims = _dims(plan, old)
                 if dims not in names:
-                    names[dims] = _added(plan.model, "pooled", GlobalAveragePool(dims))
+                    names[dims] = added(plan.model, "pooled", GlobalAveragePool(dims))
                 pooled[old] = graph.call_module(names[dims], (copies[old],))
             return pooled[old]
 
         if node in windows:  # left out; where it is the first of a branch, the pooling stands in its place
             copies[node] = source(node.all_input_nodes[0])
         elif node in by_mode:
-            switch = _added(plan.model, "by_mode", by_mode[node].train(plan.model.training))
+            switch = added(plan.model, "by_mode", by_mode[node].train(plan.model.training))
             copies[node] = graph.call_module(switch, tuple(map(source, node.all_input_nodes)))
         else:
             copies[node] = graph.node_copy(node, source)
@@ -190,13 +190,6 @@ def _pool_where_entering(plan: Plan, entering: set[tuple[fx.Node, fx.Node]], win
 
 def _dims(plan: Plan, node: fx.Node) -> tuple[int, int]:
     return (1, 2) if node in plan.traced.channels_last else (2, 3)
-
-
-def _added(model: nn.Module, name: str, module: nn.Module) -> str:
-    """Add `module` under the first name like `name` that is free, and return that."""
-    free = next(f"{name}{i or ''}" for i in itertools.count() if not hasattr(model, f"{name}{i or ''}"))
-    model.add_module(free, module)
-    return free
 
 
 def _spreads(traced: Trace, node: fx.Node) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -130,3 +131,10 @@ def learning_as(old: nn.Module, new: nn.Module) -> nn.Module:
     for name, parameter in new.named_parameters():
         parameter.requires_grad_(old.get_parameter(name).requires_grad)
     return new
+
+
+def added(model: nn.Module, name: str, module: nn.Module) -> str:
+    """Add `module` to `model` under the first name like `name` that is free, and return that."""
+    free = next(f"{name}{i or ''}" for i in itertools.count() if not hasattr(model, f"{name}{i or ''}"))
+    model.add_module(free, module)
+    return free

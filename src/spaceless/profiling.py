@@ -143,14 +143,14 @@ def cut_at_units(
 ) -> tuple[list[Cut], Callable[..., Tensor]]:
     """Return one cut per unit of `model`, in which all are shuffled, and the clean rest behind the last cut.
 
-    What lies behind a cut is what depends on a convolution of its unit or of a later one, so that branches and skip
+    What lies behind a cut is what depends on a shuffled layer of its unit or of a later one, so that branches and skip
     connections are whole wherever they begin and end.
 
     Raises:
         InputError: The control flow depends on the values of tensors.
 
     """
-    unit_of = {path: unit.index for unit in units for path in unit.convs}
+    unit_of = _shuffled(model, units)
     graph = trace_graph(model, image_size)
     depth: dict[fx.Node, int] = {}  # the highest index of a unit that the node depends on; 0 in front of them all
     for node in graph.nodes:
@@ -182,8 +182,8 @@ def cut_at_units(
 
 def _uncut(model: nn.Module, units: Sequence[Unit]) -> tuple[list[Cut], Callable[..., Tensor]]:
     """Return what `cut_at_units` returns for a network that cannot be taken apart: all of it behind every cut."""
-    found = {path: model.get_submodule(path) for unit in units for path in unit.convs}
-    unit_of = {path: unit.index for unit in units for path in unit.convs}
+    unit_of = _shuffled(model, units)
+    found = {path: model.get_submodule(path) for path in unit_of}
 
     def whole(shuffled: Container[int]) -> Callable[[Tensor], Tensor]:
         def run(x: Tensor) -> Tensor:
@@ -196,6 +196,12 @@ def _uncut(model: nn.Module, units: Sequence[Unit]) -> tuple[list[Cut], Callable
 
     end = len(units) + 1
     return [Cut(lambda x: (x,), whole((i,)), whole(range(i, end))) for i in range(1, end)], whole(())
+
+
+def _shuffled(model: nn.Module, units: Sequence[Unit]) -> dict[str, int]:
+    """Return the paths of the shuffled layers of `model`, each with the index of its unit."""
+    paths = [path for path, module in model.named_modules() if isinstance(module, ShuffleConv)]
+    return {path: unit.index for path in paths for unit in units if f"{path}.".startswith(f"{unit.name}.")}
 
 
 def _check(plain: nn.Module, x: Tensor, answers: Tensor) -> None:

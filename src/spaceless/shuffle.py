@@ -273,7 +273,7 @@ class Shuffle(nn.Module):
 
 
 class ShuffleConv(nn.Module):
-    """A convolution as it was, behind a `Shuffle` of its input (section 3.1)."""
+    """A convolution, or pooling, as it was, behind a `Shuffle` of its input (section 3.1)."""
 
     def __init__(self, shuffle: Shuffle, conv: nn.Module) -> None:
         """Join the two; `conv` keeps its stride, padding and weights."""

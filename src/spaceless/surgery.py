@@ -16,6 +16,7 @@ from spaceless.gap import gap_fc
 from spaceless.hidden import refuse_hidden
 from spaceless.models import GlobalAveragePool
 from spaceless.plan import Plan, followers, is_depthwise, once, pointwise
+from spaceless.pooling import as_modules, pooling_within
 from spaceless.shuffle import Shuffle, ShuffleConv
 from spaceless.strip import strip_units
 from spaceless.tracing import copied, first_line, output_shape, trace
@@ -41,6 +42,9 @@ def remove_spatial(
         shuffle: Variants of the shuffle; the paper's by default.
         seed: The seed that the permutations derive from.
         stem: See `find_units`.
+
+    Pooling inside a changed unit that keeps the size of its map, as in Inception blocks, goes with `conv1x1` and is
+    shuffled with `shuffle`. Pooling that down-samples, and pooling between units, stays as it was: the paper's design.
 
     A 1x1 kernel starts as the sum of the spatial kernel over its positions. A freshly initialised kernel gives one with
     the variance that its rule prescribes for the smaller fan, if that rule scales with the fan (He, Glorot); a trained
@@ -125,21 +129,28 @@ def _plan(model: nn.Module, k: int | None, only: int | None, image_size: int, st
 
 
 def _shuffle(plan: Plan, targets: list[Unit], options: ShuffleOptions, seed: int, *, channels: bool) -> None:
-    order = [path for unit in plan.units for path in unit.convs]  # a layer keeps its number at every K
+    convs = [path for unit in plan.units for path in unit.convs]  # a layer keeps its number at every K
+    pools = [node for unit in plan.units for node in pooling_within(plan.traced, unit)]
     for unit in targets:
-        for path in unit.convs:
-            height, width = plan.traced.sides(plan.traced.calls(path)[0].all_input_nodes[0])
+        layers = {path: (convs.index(path), plan.traced.calls(path)[0]) for path in unit.convs}
+        if not channels:
+            pooling = as_modules(plan, unit)
+            layers |= {path: (len(convs) + pools.index(node), node) for path, node in pooling.items()}
+        for path, (number, node) in layers.items():
+            height, width = plan.traced.sides(node.all_input_nodes[0])
             if height == width == options.patch > 1:
                 raise SurgeryError(
                     "shuffle patch", found=f"{options.patch} on a map of {height}x{width}, which is one patch",
                     expected="several patches to shuffle", cure="choose a smaller patch or shuffle fewer units",
                 )
-            shuffle = Shuffle(seed, order.index(path), channels=channels, **options.model_dump())
+            shuffle = Shuffle(seed, number, channels=channels, **options.model_dump())
             plan.replace(unit.index, path, ShuffleConv(shuffle, plan.model.get_submodule(path)))
 
 
 def _conv1x1(plan: Plan, targets: list[Unit], downsample: str) -> None:
     for unit in targets:
+        for path in as_modules(plan, unit):
+            plan.replace(unit.index, path, nn.Identity())
         for node in once(plan.traced.inside(unit.name)):
             conv = plan.traced.module_of(node)
             if not isinstance(conv, nn.Conv2d) or (not is_spatial(conv) and max(conv.stride) == 1):

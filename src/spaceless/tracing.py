@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -96,13 +97,16 @@ def module_stack(node: fx.Node) -> tuple[str, ...]:
 _LAYERS = (nn.Conv2d, nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
+_AUTOCAST = ("cpu", "cuda")  # the devices on which a network is trained in bf16
+
+
 class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True  # what is computed from a buffer stays computed: here it would be a tensor on meta
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
         # What a graph does not hold: under no_grad, or with autocast switched off, it would compute something else.
-        node.meta["modes"] = torch.is_grad_enabled(), *(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda"))
+        node.meta["modes"] = torch.is_grad_enabled(), *map(torch.is_autocast_enabled, _AUTOCAST)
         return node
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -278,6 +282,52 @@ def trace_graph(model: nn.Module, image_size: int | None = None) -> fx.Graph:
             expected="a forward pass whose control flow does not depend on the values of tensors",
             cure="move the data-dependent part into a function of its own and mark it with torch.fx.wrap",
         ) from error
+
+
+class _OwnTracer(_Tracer):
+    def is_leaf_module(self, *_: Any) -> bool:
+        return True
+
+
+def trace_own(module: nn.Module) -> fx.Graph:
+    """Return the graph of `module`'s own forward pass, with all modules in it as leaves.
+
+    Raises:
+        InputError: It is another one in training, or runs in several modes (see `one_mode`).
+
+    """
+    graphs, mode = [], module.training
+    try:
+        for training in (True, False):
+            module.training = training
+            with autocasting() if training else contextlib.nullcontext():
+                graphs.append(_OwnTracer().trace(module))
+    finally:
+        module.training = mode
+    if str(graphs[0]) != str(graphs[1]) or not all(one_mode(graph.nodes) for graph in graphs):
+        raise InputError(
+            type(module).__name__, found="a forward pass that depends on training or changes modes",
+            expected="one whose graph can be rewritten", cure="put this part into a module of its own",
+        )
+    return graphs[1]
+
+
+def one_mode(nodes: Iterable[fx.Node]) -> bool:
+    """Tell whether all of `nodes` were traced in one mode of gradients and autocast, which a graph does not hold."""
+    return len({node.meta.get("modes") for node in nodes}) <= 1
+
+
+@contextlib.contextmanager
+def autocasting() -> Iterator[None]:
+    """Trace as under autocast, so that a part which switches it off shows."""
+    before = {kind: torch.is_autocast_enabled(kind) for kind in _AUTOCAST}
+    try:
+        for kind in _AUTOCAST:
+            torch.set_autocast_enabled(kind, True)
+        yield
+    finally:
+        for kind, enabled in before.items():
+            torch.set_autocast_enabled(kind, enabled)
 
 
 def first_line(error: Exception) -> str:

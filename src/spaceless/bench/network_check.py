@@ -152,7 +152,8 @@ def _check_convolutions(small: nn.Module, units: list[Unit], changed: list[Unit]
     rest = {path for unit in units for path in unit.convs} - paths
     left = {path for path, module in small.named_modules() if is_spatial(module)}
     if method == "shuffle":
-        shuffled = {path for path, module in small.named_modules() if isinstance(module, ShuffleConv)}
+        shuffled = {path for path, module in small.named_modules() if isinstance(module, ShuffleConv)
+                    and is_spatial(module.conv)}
         _expect(shuffled == paths, "the shuffled convolutions are not those of the last units")
         _expect(left >= rest | {f"{path}.conv" for path in paths}, "a convolution is gone")
         return

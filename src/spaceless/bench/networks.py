@@ -158,7 +158,8 @@ units changed; that a forward and a backward pass are finite and no parameter lo
 - **gap_fc**: the output does not depend on the order of the positions of the map that enters the first changed unit
   (each channel permuted by itself), while that of the unchanged network does;
 - **conv1x1**: the output does not depend on the order of the positions of the map behind the last spatial pooling
-  (all channels permuted alike). Pooling between 1x1 convolutions still groups neighbours: the paper's design.
+  (all channels permuted alike). Pooling between 1x1 convolutions still groups neighbours: the paper's design. Only
+  pooling inside a unit that keeps the size of its map, as in Inception blocks, goes with the convolutions.
 
 Weights are fresh ones, in double precision, with every constant parameter (a residual branch or a layer scale that
 starts near nought) drawn anew, so that nothing is hidden. *head* says that all holds but the last: what is behind the
