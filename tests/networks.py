@@ -115,6 +115,22 @@ FLAT = ("The head reads each of 16 positions of the last map by itself: 1x1 conv
         "that information away.")
 
 
+class Tied(nn.Module):
+    """A convolution under two names, and another one with the same weight."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.stem, self.one, self.other = (nn.Conv2d(i, 8, 3, padding=1) for i in (3, 8, 8))
+        self.again, self.other.weight = self.one, self.one.weight
+        self.norm, self.head = nn.BatchNorm2d(8), nn.Linear(8, classes)
+
+    def forward(self, x):
+        x = torch.relu(self.norm(self.stem(x)))
+        for layer in (self.one, self.again, self.other):
+            x = torch.relu(layer(x))
+        return self.head(x.mean((2, 3)))
+
+
 class StemLast(nn.Module):
     """Residual blocks that are registered in front of the stem that is executed before them."""
 

@@ -17,6 +17,7 @@ from torch import nn
 
 import spaceless
 from commands import Commands, is_an_error
+from networks import Tied
 from spaceless import export as export_room
 from spaceless.cost import cost, count_parameters
 from spaceless.data.augment import normalise
@@ -61,6 +62,20 @@ def tree(place: Path) -> dict[str, bytes]:
 
 def images(count: int = 1000) -> torch.Tensor:
     return load_data(TRIALS["baseline"]).test_images[:count]
+
+
+def test_weights_under_several_names_count_once_and_are_one_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("spaceless.models._construct", lambda _name, classes, _size: Tied(classes))
+    trial = TRIALS["conv1x1"].model_copy(update={
+        "model": "torchvision:tied", "k": 1, "test_images": 40, "image_size": 16})
+    with pytest.raises(InputError, match="one: found a convolution that runs 2 times"):
+        run_trial(trial.model_copy(update={"k": 2}), Place(tmp_path, device="cpu"))
+    run_trial(trial, Place(tmp_path, device="cpu"))
+    record = export_run(tmp_path / trial.id)
+    assert record["original"]["params"] == (27 * 8 + 8) + (72 * 8 + 16) + 16 + (8 * 4 + 4)
+    assert record["exported"]["params"] == record["original"]["params"] + 64  # the 1x1 kernel is one of its own
+    model = spaceless.load_model(tmp_path / trial.id / "export")
+    assert model.one is model.again
 
 
 def test_the_folder_holds_what_it_should_and_the_record_says_so(made):

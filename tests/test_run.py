@@ -14,12 +14,13 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from networks import FLAT, Flat
+from networks import FLAT, Flat, Tied
 from spaceless import run, show
 from spaceless.cost import latency
 from spaceless.distributed import Share
 from spaceless.errors import DataError, InputError, Interrupted
 from spaceless.evaluation import evaluate
+from spaceless.rebuild import load_model
 from spaceless.records import read
 from spaceless.retest import evaluate_run, profile_run
 from spaceless.rows import load as load_rows
@@ -412,6 +413,19 @@ def test_device_and_precision():
     assert choose_precision("fp32", torch.device("cpu")) == "fp32"
     assert choose_precision("bf16", torch.device("cpu")) == "bf16"
     assert choose_precision("auto", torch.device("cpu")) in ("fp32", "bf16")
+
+
+def test_weights_under_several_names_are_stored_and_are_one_again_when_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr("spaceless.models._construct", lambda _name, classes, _size: Tied(classes))
+    made, place = trial(model="torchvision:tied", image_size=16), Place(tmp_path / "runs", device="cpu")
+    outcome = run_trial(made, place)
+    folder = place.store.folder(made)
+    assert evaluate_run(folder, place).top1 == outcome.evaluations[0].top1
+    assert {"one.weight", "again.weight", "other.weight"} <= set(load_file(folder / "model.safetensors"))
+    model = load_model(folder)
+    assert model.one is model.again
+    assert model.one.weight is model.other.weight
+    assert evaluate(model, load_data(made)).top1 == outcome.evaluations[0].top1
 
 
 def test_a_head_that_reads_positions_is_noted_with_1x1_convolutions(tmp_path, monkeypatch, capsys):

@@ -40,7 +40,7 @@ def save(folder: Path, state: Mapping[str, Any], step: int, trial: str) -> None:
 
     """
     tensors, plain = pack(state)
-    content = dump_tensors(_separate(tensors))
+    content = dumped(tensors)
     manifest = {
         "trial": trial, "step": step, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(),
         "state": plain,
@@ -72,6 +72,21 @@ def discard(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def dumped(tensors: Mapping[str, Tensor]) -> bytes:
+    """Return `tensors` as the content of a safetensors file, on the processor.
+
+    The format knows no tensors that share their memory: weights under two names are stored once under each.
+    """
+    found: dict[str, Tensor] = {}
+    seen = set()
+    for name, tensor in tensors.items():
+        whole = tensor.detach().cpu().contiguous()
+        place = whole.untyped_storage().data_ptr()
+        found[name] = whole.clone() if place in seen else whole
+        seen.add(place)
+    return dump_tensors(found)
+
+
 def _file(folder: Path, step: int, suffix: str) -> Path:
     return folder / f"state-{step:09d}{suffix}"
 
@@ -80,18 +95,6 @@ def _steps(folder: Path) -> list[int]:
     """Return the steps of the states that have a manifest, newest first."""
     names = (re.fullmatch(r"state-(\d{9})\.json", path.name) for path in folder.glob("state-*.json"))
     return sorted((int(name[1]) for name in names if name), reverse=True)
-
-
-def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return copies as safetensors wants them: in order, on the processor, none sharing its memory with another."""
-    found: dict[str, Tensor] = {}
-    seen = set()
-    for name, tensor in tensors.items():
-        whole = tensor.detach().cpu().contiguous()
-        place = whole.untyped_storage().data_ptr()
-        found[name] = whole.clone() if place in seen else whole
-        seen.add(place)
-    return found
 
 
 def _remove_older(folder: Path) -> None:

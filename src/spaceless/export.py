@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save as dump_weights
 from torch import Tensor, nn
 
 from spaceless.atomic import atomic_write
 from spaceless.card import card
+from spaceless.checkpoint import dumped
 from spaceless.cost import Latency, compare_latency, cost, latency
 from spaceless.data.augment import normalise
 from spaceless.data.feed import Batch, test_batches
@@ -239,7 +239,7 @@ def _measured(
         costs = cost(model, size)
         rows.append({
             "params": costs.params, "macs": costs.macs, **_accuracies(outcome, trained.store),
-            "safetensors_bytes": len(dump_weights(model.state_dict())), "onnx_bytes": len(content),
+            "safetensors_bytes": len(dumped(model.state_dict())), "onnx_bytes": len(content),
             "latency": {"pytorch": _times(torch_time), "onnxruntime": _times(onnx_time)},
         })
     return {

@@ -200,12 +200,23 @@ def _rebuilt(
             expected="those that were exported", cure="install the versions that the file names",
         )
     compare_weights(weights, model.state_dict(), folder / WEIGHTS, _CURE)
-    model.load_state_dict({name: tensor.clone() for name, tensor in weights.items()}, assign=True)
+    model.load_state_dict(_tied(weights, model), assign=True)
     if any(tensor.device.type == "meta" for tensor in (*model.parameters(), *model.buffers())):
         # Not all that it computes with is among its weights: the library that it is from has to fill it.
         model, _ = changed(build_model(trial.model, classes, image_size, width=trial.width), trial, image_size)
         model.load_state_dict(weights)
     return model.eval()
+
+
+def _tied(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Return copies of `weights` of which those are one tensor that are one in `model`."""
+    found: dict[int, Tensor] = {}
+    own = model.state_dict(keep_vars=True)
+    for name, tensor in weights.items():
+        place = own[name]
+        parameter = isinstance(place, nn.Parameter)
+        found[id(place)] = nn.Parameter(tensor.clone(), place.requires_grad) if parameter else tensor.clone()
+    return {name: found[id(own[name])] for name in weights}
 
 
 def read_weights(path: Path, digest: str | None, cure: str) -> dict[str, Tensor]:

@@ -15,7 +15,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from safetensors.torch import save as dump_weights
 from torch import nn
 
 from spaceless import checkpoint
@@ -167,7 +166,7 @@ def run_trial(
             evaluate(model, data, repeats=repeats, precision=precision, each=trial.holdout is not None,
                      eager=place.eager, stop=stop, progress=on_evaluation),
         )
-    weights = dump_weights({name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()})
+    weights = checkpoint.dumped(model.state_dict())
     if place.keep_weights and mine.rank == 0:
         atomic_write(folder / WEIGHTS, weights)
     field = _field(model, data.image_size)
