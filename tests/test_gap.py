@@ -1,6 +1,8 @@
 """GAP+FC by rewriting the graph: filters, resizing and dropout by functions, heads that expect several positions."""
 
 import copy
+from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from networks import Classifier, ConvBlock, Residual, images, randomised, stem
+from spaceless.errors import SurgeryError
 from spaceless.gap import ByMode, FullyConnected
 from spaceless.surgery import remove_spatial
 
@@ -108,3 +111,29 @@ def test_padding_modules_and_upsampling_behind_the_pooling():
     small.features[5].register_forward_hook(lambda _module, _inputs, output: last.append(output))
     small.eval()(images(2, 8))
     assert last[0].shape == (2, 8, 1, 1)
+
+
+class Modes(nn.Module):
+    """A part of the pass in a mode of its own, in front of two layers whose maps are joined."""
+
+    def __init__(self, mode):
+        super().__init__()
+        self.one, self.two, self.three = (nn.Conv2d(i, 8, 3, padding=1) for i in (3, 8, 16))
+        self.head, self.mode = nn.Linear(8, 4), mode
+
+    def forward(self, x):
+        with self.mode():
+            x = torch.relu(self.one(x))
+        return self.head(torch.relu(self.three(torch.cat([x, self.two(x)], 1))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("mode", [
+    torch.no_grad, partial(torch.autocast, "cpu", enabled=False), partial(torch.autocast, "cpu", torch.bfloat16),
+], ids=["no gradients", "no autocast", "its own autocast"])
+def test_a_graph_that_would_lose_a_mode_is_not_rewritten(mode):
+    with pytest.raises(SurgeryError, match=r"gap_fc on Modes: found a part of the forward pass without gradients or"):
+        remove_spatial(Modes(mode), "gap_fc", 2, image_size=8)
+    with torch.no_grad():  # which is the caller's, and so the same for all of it
+        remove_spatial(Modes(nullcontext), "gap_fc", 2, image_size=8)
+    whole, _ = remove_spatial(Modes(mode), "gap_fc", 1, image_size=8)  # by modules: nothing is rewritten
+    assert type(whole) is Modes

@@ -16,7 +16,7 @@ from spaceless.errors import SurgeryError
 from spaceless.hidden import is_filter, is_learned
 from spaceless.models import GlobalAveragePool
 from spaceless.plan import Plan, added, followers, is_depthwise, learning_as, once, pointwise
-from spaceless.tracing import Trace, trace_graph
+from spaceless.tracing import Trace, autocasting, one_mode, trace_graph
 from spaceless.trial import Change
 
 _POOLING = (
@@ -127,11 +127,19 @@ def _by_mode(plan: Plan) -> dict[fx.Node, ByMode]:
     """Return a module for each function that has other arguments in training than in evaluation.
 
     Raises:
-        SurgeryError: The forward pass differs in more than plain arguments of functions.
+        SurgeryError: The forward pass differs in more than plain arguments of functions, or changes modes on its way.
 
     """
     size = plan.traced.shapes[plan.traced.nodes[0]][-1]
-    training = list(trace_graph(copy.deepcopy(plan.traced.model).train(), size).nodes)
+    with autocasting():
+        training = list(trace_graph(copy.deepcopy(plan.traced.model).train(), size).nodes)
+    if not (one_mode(plan.traced.nodes) and one_mode(training)):
+        raise SurgeryError(
+            f"gap_fc on {type(plan.traced.model).__name__}",
+            found="a part of the forward pass without gradients or with an autocast of its own, which is lost where the "
+            "graph is rewritten", expected="one mode for all of it",
+            cure="freeze parameters by requires_grad_(False), or choose another method",
+        )
     places = {node: i for nodes in (plan.traced.nodes, training) for i, node in enumerate(nodes)}
 
     def call(node: fx.Node) -> tuple[Any, Any]:
