@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from networks import images
 from spaceless.fast_layers import _FastDropout, _FastReLU, fast_layers
@@ -37,7 +38,8 @@ CONVOLUTIONS = {
     "3x3 stride 2": {"kernel_size": 3, "stride": 2, "padding": 1}, "3x3 unpadded": {"kernel_size": 3},
     "3x1": {"kernel_size": (3, 1), "padding": (1, 0)}, "3x3 strides 1, 2": {
         "kernel_size": 3, "stride": (1, 2), "padding": (0, 1)},
-    "5x5": {"kernel_size": 5, "padding": 2},
+    "5x5": {"kernel_size": 5, "padding": 2}, "1x1 padded": {"kernel_size": 1, "padding": 1},
+    "3x3 padded by 3": {"kernel_size": 3, "padding": (1, 3)},
 }
 
 
@@ -102,6 +104,15 @@ def test_the_matrix_is_kept_while_nothing_is_trained_and_made_anew_when_the_weig
             assert model[0].kept[1] is not kept
         with torch.autocast("cpu", enabled=False), torch.no_grad():
             assert model(x).dtype == torch.float32  # not the matrix in bf16
+
+
+def test_weights_that_are_computed_in_each_pass_are_never_those_of_an_earlier_one():
+    model, x = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, bias=False)), images(2, 2, 4)
+    prune.l1_unstructured(model[0], "weight", 0.5)
+    with fast_layers(model), torch.no_grad():
+        first = model(x)
+        model[0].weight_orig.mul_(2)
+        assert torch.equal(model(x), 2 * first)
 
 
 # ReLU by the bits

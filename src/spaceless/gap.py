@@ -136,8 +136,8 @@ def _by_mode(plan: Plan) -> dict[fx.Node, ByMode]:
     if not (one_mode(plan.traced.nodes) and one_mode(training)):
         raise SurgeryError(
             f"gap_fc on {type(plan.traced.model).__name__}",
-            found="a part of the forward pass without gradients or with an autocast of its own, which is lost where the "
-            "graph is rewritten", expected="one mode for all of it",
+            found="a part of the forward pass without gradients or with an autocast of its own",
+            expected="one mode for all of it, since a rewritten graph has no other",
             cure="freeze parameters by requires_grad_(False), or choose another method",
         )
     places = {node: i for nodes in (plan.traced.nodes, training) for i, node in enumerate(nodes)}

@@ -56,7 +56,7 @@ class _Product(torch.autograd.Function):
 class _Narrow(torch.autograd.Function):
     """A narrow convolution with stride 1: only the gradient of its weights is slow, and that is a convolution too.
 
-    The images take the place of the channels, and the input that of the kernel.
+    The images take the place of the channels, and the input that of the kernel. The padding is narrower than the kernel.
     """
 
     @staticmethod
@@ -131,7 +131,8 @@ class ProductConv2d(nn.Conv2d):
             bias = None if bias is None else bias.repeat(4)
             product = functional.linear(x.permute(0, 2, 3, 1).reshape(len(x), -1), self._matrix(weight), bias)
             return product.view(len(x), 2, 2, -1).permute(0, 3, 1, 2)
-        if half and self.stride == (1, 1) and max(weight.shape[:2]) <= _NARROW:
+        inner = all(pad < side for pad, side in zip(self.padding, self.kernel_size, strict=True))
+        if half and inner and self.stride == (1, 1) and max(weight.shape[:2]) <= _NARROW:
             return _Narrow.apply(x, weight, bias, self.padding)  # type: ignore[no-any-return]
         return _Product.apply(x, weight, bias, self.stride, self.padding)  # type: ignore[no-any-return]
 
@@ -156,6 +157,7 @@ class ProductConv2d(nn.Conv2d):
 def is_product(module: nn.Module) -> bool:
     """Tell whether `module` is a plain convolution on a CPU that a matrix product can stand in for."""
     return (
-        type(module) is nn.Conv2d and module.weight.device.type == "cpu" and module.groups == 1
+        type(module) is nn.Conv2d and module._parameters.get("weight") is module.weight  # a pruned one is made anew
+        and module.weight.device.type == "cpu" and module.groups == 1
         and module.dilation == (1, 1) and module.padding_mode == "zeros" and not isinstance(module.padding, str)
     )
