@@ -69,6 +69,26 @@ def test_what_is_not_counted_is_named_and_only_that():
     assert cost(pooled, 32).not_counted == ("GlobalAveragePool", "MaxPool2d", "ReLU", "mean", "relu")
 
 
+class Rows(nn.Module):
+    """Positions in a row, through a layer of the kind that is given."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.conv, self.layer = nn.Conv2d(3, 8, 1), layer
+
+    def forward(self, x):
+        x = self.conv(x).flatten(2)
+        return self.layer(x) if isinstance(self.layer, nn.Conv1d) else self.layer(x.transpose(1, 2))[0]
+
+
+@pytest.mark.parametrize(("model", "macs"), [
+    (alone(nn.Conv2d(3, 8, 1), nn.ConvTranspose2d(8, 4, 2, 2)), 8 * 4 * (2 * 2) * 16),
+    (Rows(nn.Conv1d(8, 4, 3)), 4 * 8 * 3 * 14), (Rows(nn.LSTM(8, 4, batch_first=True)), 4 * 4 * (8 + 4) * 16),
+], ids=["transposed", "1d", "recurrent"])
+def test_a_layer_in_which_operations_are_counted_is_not_listed(model, macs):
+    assert cost(model, 4) == Cost(count_parameters(model), 16 * 8 * 3 + macs, cost(model, 4).activations, ())
+
+
 class Between(nn.Module):
     """Arithmetic by functions, and what is none."""
 

@@ -31,6 +31,13 @@ def test_a_step_of_zero_is_the_default():
     assert derive(3, "x") == derive(3, "x", 0) != derive(3, "x", 1)
 
 
+def test_a_generator_on_a_cpu_uses_the_low_32_bits_of_its_seed():
+    seed = derive(1, "augment", 2)  # as the docstring of `generator` says
+    drawn = [torch.rand(5, generator=torch.Generator().manual_seed(each)) for each in (seed, seed % 2**32, seed + 1)]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
 def test_generators_repeat_and_leave_the_global_one_alone():
     torch.manual_seed(0)
     before = torch.get_rng_state()

@@ -4,7 +4,8 @@ Conventions, all for one image. One multiply-add is one operation: convolutions 
 executed (`torch.utils.flop_counter` counts two floating-point operations for each), without biases. Activations are the
 entries of what they put out (Radosavovic et al., "Designing Network Design Spaces", CVPR 2020, count the outputs of all
 convolutions; fvcore's `ActivationCountAnalysis` those of matrix products too, as here). All other arithmetic is listed
-as not counted: layers by their kind, functions between layers by their name (the `add` of a residual block).
+as not counted: layers by their kind, unless a counted operation runs in them, functions between layers by their name
+(the `add` of a residual block).
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from spaceless.errors import InputError
 from spaceless.tracing import ShapesOnly, example_input, shapes_of
 
-_COUNTED = (nn.Conv2d, nn.Linear)
 _FREE = (nn.Identity, nn.Dropout, nn.Flatten, nn.Sequential)  # a Sequential without parts is an identity
 _MOVES = {  # operations that only make, name or move numbers
     "_reshape_alias", "_to_copy", "_unsafe_view", "arange", "cat", "clone", "constant_pad_nd", "copy_", "detach",
@@ -70,20 +70,24 @@ def cost(model: nn.Module, image_size: int) -> Cost:
     seen = _Seen()
     with torch.no_grad(), ShapesOnly(), FlopCounterMode(display=False) as counter, seen, _layers(shadow, seen):
         shadow(x)
-    left_out = {kind.__name__ for kind in seen.kinds if not issubclass(kind, _COUNTED + _FREE)}
+    left_out = {kind.__name__ for kind in seen.kinds - seen.counted if not issubclass(kind, _FREE)}
     left_out |= {name.strip("_").removesuffix("_with_indices") for name in seen.functions if name not in _MOVES}
     return Cost(count_parameters(model), counter.get_total_flops() // 2, seen.activations, tuple(sorted(left_out)))
 
 
 class _Seen(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """What was executed: the entries that counted operations put out, the kinds of layers, functions between them."""
+    """What was executed: the entries that counted operations put out, the kinds of layers, functions between them.
+
+    `counted` are the kinds in which a counted operation ran.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.activations = 0
         self.kinds: set[type[nn.Module]] = set()
+        self.counted: set[type[nn.Module]] = set()
         self.functions: set[str] = set()
-        self.inside = 0  # layers that are being executed
+        self.inside: list[type[nn.Module]] = []  # kinds of the layers that are being executed
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None,
@@ -92,6 +96,7 @@ class _Seen(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func._overloadpacket in flop_registry:
             first = output if isinstance(output, Tensor) else output[0]  # attention gives statistics with its result
             self.activations += first.numel()
+            self.counted.update(self.inside)
         elif not self.inside and not func.is_view:
             self.functions.add(func._overloadpacket.__name__)
         return output
@@ -102,11 +107,11 @@ def _layers(model: nn.Module, seen: _Seen) -> Iterator[None]:
     """Tell `seen` which modules without parts are executed, and when."""
 
     def enter(module: nn.Module, _: Any) -> None:
-        seen.inside += 1
+        seen.inside.append(type(module))
         seen.kinds.add(type(module))
 
     def leave(_module: nn.Module, _inputs: Any, _output: Any) -> None:
-        seen.inside -= 1
+        seen.inside.pop()
 
     leaves = [module for module in model.modules() if not list(module.children())]
     handles = [handle for module in leaves
