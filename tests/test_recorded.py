@@ -74,6 +74,12 @@ def test_a_pass_of_another_size_changes_nothing_that_is_drawn_ahead():
         assert torch.equal(layer(whole), own)
 
 
+def test_fixed_permutations_for_another_device_are_drawn_on_the_cpu():
+    layer = Shuffle(5, 0, fixed=True)
+    layer(torch.empty(2, 3, 4, 4, device="meta"))  # on which nothing can be drawn
+    assert {each.device.type for each in Ahead([layer]).drawn[0]} == {"meta"}
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["NCHW", "NHWC"])
 def test_on_a_cpu_too_the_steps_after_the_first_of_a_size_take_what_is_drawn_ahead(layout):
     layer, alone = Shuffle(5, 0), Shuffle(5, 0)

@@ -1,6 +1,7 @@
 """The shuffle operators: permutations, their exact adjoint, what every option promises, and uniform statistics."""
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -320,3 +321,19 @@ def test_shuffle_conv_is_the_convolution_of_the_permuted_maps():
 def test_the_repr_shows_what_differs_from_the_paper():
     assert repr(Shuffle(2, 7)) == "Shuffle(seed=2, layer=7)"
     assert repr(Shuffle(2, 7, shared=True, patch=2)) == "Shuffle(seed=2, layer=7, shared, patch=2)"
+
+
+class _DrawnError(Exception):
+    """The device on which a permutation was to be drawn."""
+
+
+@pytest.mark.parametrize(("options", "device"), [({}, "cuda:0"), ({"fixed": True}, "cpu")], ids=["redrawn", "fixed"])
+def test_a_fixed_permutation_is_drawn_on_the_cpu_wherever_the_maps_are(options, device, monkeypatch):
+    def draw(_wanted, _length, device):
+        raise _DrawnError(str(device))
+
+    monkeypatch.setattr("spaceless.shuffle.draw_permutations", draw)
+    maps = SimpleNamespace(
+        shape=torch.Size((1, 3, 2, 2)), device=torch.device("cuda:0"), is_contiguous=lambda **_: True)
+    with pytest.raises(_DrawnError, match=f"^{device}$"):
+        Shuffle(**options).next_permutation(maps)

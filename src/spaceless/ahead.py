@@ -55,12 +55,13 @@ class Ahead:
             layer.shape, layer.layout = shape, layout  # a pass of another size may have come between
         alike = defaultdict(list)
         for number, layer in enumerate(self.layers):
-            alike[layer.length, layer.plain].append(number)
-        for (length, plain), numbers in alike.items():
+            alike[layer.length, layer.plain, layer.source].append(number)
+        for (length, plain, source), numbers in alike.items():
             layers = [self.layers[number] for number in numbers]
             wanted = [layer.wanted("train", step) for step in range(first, first + self.steps) for layer in layers]
             rows = [count for count, _ in wanted[:len(layers)]]
-            sets = draw_permutations(wanted, length, layers[0].device).view(self.steps, sum(rows), length)
+            sets = draw_permutations(wanted, length, source).to(layers[0].device)
+            sets = sets.view(self.steps, sum(rows), length)
             if plain and self.moves and length <= LONGEST:
                 order = torch.arange(length, device=sets.device).expand_as(sets)
                 both = [each.transpose(1, 2).to(torch.int32)

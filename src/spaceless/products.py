@@ -56,7 +56,7 @@ class _Product(torch.autograd.Function):
 class _Narrow(torch.autograd.Function):
     """A narrow convolution with stride 1: only the gradient of its weights is slow, and that is a convolution too.
 
-    The images take the place of the channels, and the input that of the kernel. The padding is narrower than the kernel.
+    The images take the place of the channels, and the input that of the kernel; padding is narrower than the kernel.
     """
 
     @staticmethod

@@ -172,8 +172,8 @@ def _not_compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 class Shuffle(nn.Module):
     """A random permutation in front of a convolution, redrawn in every forward pass, in training and in evaluation.
 
-    The permutation depends on nothing but (seed, mode, layer, pass), where mode is training or evaluation, so the
-    two draw from different seeds and no generator state needs saving: `seek` goes to any pass.
+    The permutation depends on nothing but (seed, mode, layer, pass) and the kind of device, where mode is training or
+    evaluation, so the two draw from different seeds and no generator state needs saving: `seek` goes to any pass.
 
     Args:
         seed: The trial's seed.
@@ -181,7 +181,7 @@ class Shuffle(nn.Module):
         channels: Permute the channels (appendix A.6) instead of the positions.
         per_image: Draw a permutation for every image of the batch.
         shared: Use one permutation for all channels.
-        fixed: Keep one permutation, in training and in evaluation alike.
+        fixed: Keep one permutation, in training and in evaluation alike, and on every device.
         patch: Move patches of `patch` x `patch` positions as a whole.
 
     """
@@ -234,7 +234,12 @@ class Shuffle(nn.Module):
             )
         if x.device.type == "meta":  # shapes only: any permutation will do
             return torch.empty((1, c) if self.channels else (c, h * w), dtype=torch.int64, device="meta")
-        return self.arranged(draw_permutations([self.wanted(mode, step)], self.length, x.device))
+        return self.arranged(draw_permutations([self.wanted(mode, step)], self.length, self.source).to(x.device))
+
+    @property
+    def source(self) -> torch.device:
+        """Where it draws: on the device of its maps, but a fixed one on the CPU, to be the same on every device."""
+        return torch.device("cpu") if self.fixed else self.device
 
     @property
     def plain(self) -> bool:
