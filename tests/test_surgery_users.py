@@ -92,7 +92,7 @@ class Window(nn.Module):
         (nn.AdaptiveAvgPool2d(1), 1, None), (nn.AvgPool2d(8), 1, None),
         (nn.Sequential(nn.LPPool2d(2, 2), nn.AdaptiveMaxPool2d(1)), 1, None),
         (nn.AdaptiveAvgPool2d(2), 4, None),  # its readers expect four positions: they get the vector four times
-        (nn.MaxPool2d(2), 16, r"K = 1: found RuntimeError.*, expected a network that still runs; choose a smaller K"),
+        (nn.MaxPool2d(2), 16, r"K = 1: found a head that reads a flattened map of 4x4 positions, .*; choose another"),
         (Window(), 1, None),  # by a function: the graph is rewritten
     ],
     ids=["adaptive", "average", "power and maximum", "adaptive to 2x2", "flattened map", "function"],
@@ -268,6 +268,16 @@ def test_a_head_with_computed_weights_is_not_fitted_to_another_width():
     parametrizations.spectral_norm(model.head)
     with pytest.raises(SurgeryError, match="head: found weights that are computed"):
         remove_spatial(model, "strip", 1, image_size=8)
+
+
+class Several(Classifier):
+    def forward(self, x):
+        return {"logits": super().forward(x)}
+
+
+def test_a_network_that_gives_more_than_one_tensor_is_told_so():
+    with pytest.raises(SurgeryError, match="Several: found an output that is a dict, expected one tensor"):
+        remove_spatial(Several(stem(8), channels=8), "conv1x1", 1, image_size=8)
 
 
 @pytest.mark.parametrize("method", ["conv1x1", "shuffle"])

@@ -7,6 +7,7 @@ copy, so that every weight that need not change is the original's.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 
 from torch import fx, nn
@@ -19,7 +20,7 @@ from spaceless.plan import Plan, followers, is_depthwise, once, pointwise
 from spaceless.pooling import as_modules, pooling_within
 from spaceless.shuffle import Shuffle, ShuffleConv
 from spaceless.strip import strip_units
-from spaceless.tracing import copied, first_line, output_shape, trace
+from spaceless.tracing import Trace, copied, first_line, output_shape, trace
 from spaceless.trial import METHODS, Change, ShuffleOptions
 from spaceless.units import Unit, is_spatial, units_of
 
@@ -103,6 +104,12 @@ def without_shuffle(model: nn.Module) -> nn.Module:
 def _plan(model: nn.Module, k: int | None, only: int | None, image_size: int, stem: bool) -> Plan:
     own = copied(model)
     traced = trace(model, image_size)
+    output = traced.nodes[-1].args[0]
+    if not isinstance(output, fx.Node):
+        raise SurgeryError(
+            type(model).__name__, found=f"an output that is a {type(output).__name__.removeprefix('immutable_')}",
+            expected="one tensor, the logits", cure="wrap the network in a module that returns them alone",
+        )
     units = units_of(traced, stem=stem)
     if (k is None) == (only is None) and not (only is not None and k == 1):
         raise SurgeryError("k", found=f"k={k}, only={only}", expected="one of them", cure="give k or only")
@@ -212,6 +219,17 @@ def _joined(*modules: nn.Module | None) -> nn.Module:
     return present[0] if len(present) == 1 else nn.Sequential(*present) if present else nn.Identity()
 
 
+def _flattened(traced: Trace) -> str | None:
+    """Return the sides of a map of several positions that becomes a vector as it is, if there is one."""
+    for node in traced.nodes:
+        for source in node.all_input_nodes:
+            before, behind = traced.shapes.get(source), traced.shapes.get(node)
+            if before is not None and behind is not None and len(before) == 4 and max(before[2:]) > 1 and (
+                    tuple(behind[1:]) == (math.prod(before[1:]),)):
+                return f"{before[2]}x{before[3]} positions"
+    return None
+
+
 def _check(plan: Plan, model: nn.Module, method: str, image_size: int) -> None:
     """Raise unless exactly the planned units changed, to kernels of 1x1, and the copy still classifies an image."""
     changed = {change.unit for change in plan.changes if change.unit}
@@ -237,9 +255,13 @@ def _check(plan: Plan, model: nn.Module, method: str, image_size: int) -> None:
     except SpacelessError:
         raise
     except Exception as error:  # the network's own code runs here
+        flattened = _flattened(plan.traced) if method == "gap_fc" else None
         raise SurgeryError(
-            f"{method} on {type(model).__name__} with K = {len(targets)}", found=first_line(error),
-            expected="a network that still runs", cure="choose a smaller K or another method for this network",
+            f"{method} on {type(model).__name__} with K = {len(targets)}",
+            found=f"a head that reads a flattened map of {flattened}" if flattened else first_line(error),
+            expected="one that pools it first" if flattened else "a network that still runs",
+            cure="choose another method for this network" if flattened or len(targets) == 1 else
+            "choose a smaller K or another method for this network",
         ) from error
     if found != expected:
         raise SurgeryError(
