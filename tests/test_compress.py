@@ -255,6 +255,7 @@ def test_a_warm_search_trains_its_own_baseline_first(command, tmp_path):
     ({}, ("--from", "somewhere"), ("--holdout", "leave it out")),
     ({}, ("--from", "baseline", "--jobs", "2"), ("--jobs", "seeds")),
     ({"width": 0}, (), ("width", "greater than 0")),
+    ({}, ("--objective", "latency", "--ray", "local", "--processes", "2"), ("--objective latency", "--processes")),
 ])
 def test_wrong_options_are_refused_before_anything_is_written(command, tmp_path, given, extra, must_say):
     status, out, err = command(*words("chain:4-M-8", TINY, **given), *extra)

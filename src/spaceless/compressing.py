@@ -44,6 +44,10 @@ def compress(
     if workers.jobs > 1 and len(question.baselines) == 1 and question.warm is not None:
         raise InputError("--jobs", found=f"{workers.jobs} for one seed", expected="1: one training waits for another",
                          cure="leave it out or ask for several --seeds")
+    if question.objective == "latency" and (workers.processes or 1) > 1:
+        raise InputError("--objective latency", found=f"{workers.processes} processes to a training",
+                         expected="one: a network's time is measured by the process that trained it alone",
+                         cure="leave --processes out, or choose another objective")
     if export is not None:
         from spaceless.export import check_export
 
