@@ -12,7 +12,8 @@ import torch
 from spaceless.compression import Compression, Objective, Tested, Tried
 from spaceless.errors import InputError, SpacelessError, SurgeryError
 from spaceless.estimate import Estimate, check, estimate
-from spaceless.judging import baseline, best, held_out_images, judged, least_top1, right_images
+from spaceless.findings import least_top1
+from spaceless.judging import baseline, best, held_out_images, judged, right_images
 from spaceless.paired import paired_interval
 from spaceless.paper import Planned
 from spaceless.retest import test_run

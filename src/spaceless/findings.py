@@ -162,12 +162,17 @@ def standard_error(percent: float, images: int) -> float:
     return 100 * math.sqrt(p * (1 - p) / images)
 
 
+def least_top1(classes: int, images: int, tolerance: float) -> float:
+    """Return which accuracy in percent on so many images is above a blind guess by more than `tolerance` points."""
+    chance = 100 / classes
+    return chance + 3 * standard_error(chance, images) + tolerance
+
+
 def near_chance(base: Row | None, tolerance: float) -> bool:
     """Tell whether the baseline is so near to a blind guess that nothing follows within `tolerance` points."""
     if base is None or base.top1 is None or not base.classes or not base.images:
         return False
-    chance = 100 / base.classes
-    return base.top1 - tolerance <= chance + 3 * standard_error(chance, base.images)
+    return base.top1 <= least_top1(base.classes, base.images, tolerance)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from spaceless.compression import Objective, Tried
 from spaceless.errors import SpacelessError
-from spaceless.findings import standard_error
+from spaceless.findings import least_top1
 from spaceless.paired import Paired, Right, paired_interval, unpacked
 from spaceless.trial import Evaluation, Outcome, Trial
 
@@ -15,12 +15,6 @@ from spaceless.trial import Evaluation, Outcome, Trial
 def held_out_images(outcome: Outcome) -> int:
     """Return on how many held-out images the network of `outcome` was evaluated."""
     return outcome.data.test_images if outcome.data is not None else 0
-
-
-def least_top1(classes: int, images: int, tolerance: float) -> float:
-    """Return which accuracy in percent on so many images is above a blind guess by more than `tolerance` points."""
-    chance = 100 / classes
-    return chance + 3 * standard_error(chance, images) + tolerance
 
 
 def baseline(outcomes: Sequence[Outcome], tolerance: float) -> Tried:

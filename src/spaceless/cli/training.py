@@ -129,7 +129,7 @@ def train(
     from spaceless.studies import Plan
     from spaceless.trial import RANDOM_METHODS, RECIPES, Recipe, ShuffleOptions, Trial
 
-    options = ShuffleOptions.model_construct(per_image=per_image, shared=shared, fixed=fixed, patch=patch)
+    options = make(ShuffleOptions, "shuffle", per_image=per_image, shared=shared, fixed=fixed, patch=patch)
     if options != ShuffleOptions() and method != "shuffle" and (
             method != "channel_shuffle" or options != ShuffleOptions(fixed=True)):
         raise InputError("shuffle options", found=f"method {method}",
@@ -149,7 +149,7 @@ def train(
         downsample=downsample or "avg", recipe=make(Recipe, "recipe", **fields), seed=seed, width=width,
         image_size=image_size, train_images=train_images, test_images=test_images,
         repeats=200 if repeats is None else repeats, holdout=holdout,
-        shuffle=make(ShuffleOptions, "shuffle", per_image=per_image, shared=shared, fixed=fixed, patch=patch),
+        shuffle=options,
     )
     plan = Plan(trial.label, trial.label, "", "spaceless train", (Planned(trial=trial),))
     place = where.place()
