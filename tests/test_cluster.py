@@ -20,10 +20,23 @@ from spaceless.study import run_study
 ray = pytest.importorskip("ray")
 
 
-@pytest.fixture(autouse=True)
-def as_urgent_as_the_rest(monkeypatch):
-    """Ray's workers are nice to others by 15: beside a busy suite they would hardly run."""
-    monkeypatch.setenv("RAY_worker_niceness", "0")
+@pytest.fixture(scope="module", autouse=True)
+def ended():
+    """One cluster of this machine for the tests of this file: each takes ten seconds to start."""
+    asked, init, shutdown = [], ray.init, ray.shutdown
+
+    def shared(address, **words):
+        if address == "local" and ray.is_initialized():
+            return
+        shutdown()
+        init(address, **words)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")  # Ray's workers are nice to others by 15: beside a busy suite too nice
+        patch.setattr(ray, "init", shared)
+        patch.setattr(ray, "shutdown", lambda: asked.append(True))
+        yield asked
+    shutdown()
 
 
 @pytest.fixture
@@ -32,7 +45,8 @@ def small():
     return tiny.plan(4, epochs=5)
 
 
-def test_a_study_on_a_cluster_comes_to_the_outcomes_of_one_process(tmp_path, small):
+def test_a_study_on_a_cluster_comes_to_the_outcomes_of_one_process(tmp_path, small, ended):
+    ended.clear()
     one = run_study(small, Place(tmp_path / "one", device="cpu"), threads=1)
     broken = Planned(trial=small.planned[1].trial.model_copy(update={"seed": 7}))
     (tmp_path / "many" / broken.trial.id).mkdir(parents=True)
@@ -45,7 +59,8 @@ def test_a_study_on_a_cluster_comes_to_the_outcomes_of_one_process(tmp_path, sma
     assert [trial for trial, _ in tally.failed] == [broken.trial]
     assert [event.index for event in events if event.kind == "again"] == [0]
     assert {event.index for event in events if event.kind == "started"} == {0, 1, 2, 3, 4}
-    assert not ray.is_initialized()
+    assert ended.pop()
+    assert not ended
     whole = run_study(small, Place(tmp_path / "many", device="cpu"), cluster=Cluster("local"), studies=())
     assert len(whole.known) == 4  # without a cluster being asked
 
@@ -65,10 +80,10 @@ def test_several_processes_share_one_trial_in_ray_train(tmp_path):
 
 
 @pytest.mark.parametrize(("cluster", "threads", "words"), [
+    (Cluster("local"), 4096, "lower --threads"),
     (Cluster("127.0.0.1:9"), None, "no cluster at 127.0.0.1:9"),
     (Cluster("auto"), None, "no cluster at auto"),
     (Cluster("ray://localhost:port"), None, "no cluster at ray://localhost:port"),
-    (Cluster("local"), 4096, "lower --threads"),
     (Cluster("local", processes=0), None, "--processes: found 0"),
     (Cluster("local", gpus=-1), None, "--gpus: found -1"),
 ], ids=str)

@@ -6,14 +6,18 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import multiprocessing, nn
+from torch import nn
 
+from commands import Commands
+from several import several
 from spaceless import checkpoint, distributed
+from spaceless.cli import main
 from spaceless.data import Dataset
 from spaceless.data.feed import test_batches as batches_of_a_test
 from spaceless.data.feed import training_batches
@@ -144,7 +148,7 @@ def compare_a_step(mine, images):
 
 def test_processes_together_do_what_one_does_and_resume_bit_for_bit(free_port, tmp_path):
     count, images = 3, 2  # none is left for the last of them
-    multiprocessing.spawn(compare_with_one, (count, images, free_port, tmp_path), nprocs=count)
+    several(compare_with_one, count, images, free_port, tmp_path)
 
 
 @pytest.fixture
@@ -154,16 +158,6 @@ def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return str(probe.getsockname()[1])
-
-
-def spaceless(*words, processes=1, check=True):
-    start = [sys.executable, "-m", "spaceless"]
-    if processes > 1:
-        start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
-                 "-m", "spaceless"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*start, *map(str, words)], check=check, capture_output=True, text=True, env=environment, timeout=200)
 
 
 @pytest.fixture(scope="module")
@@ -179,14 +173,17 @@ def images(tmp_path_factory):
     return path
 
 
-def test_two_processes_give_what_one_gives(images, tmp_path):
+def test_two_processes_give_what_one_gives(images, tmp_path, monkeypatch, capsys):
     # 45 images in batches of 10: shares of 5 and 5, at the end 3 and 2.
     words = (
         "train", "--model", "chain:6-M-8", "--data", images, "--method", "shuffle", "-k", "1", "--recipe", "smoke",
         "--epochs", "4", "--batch-size", "10", "--precision", "fp32", "--repeats", "5", "--device", "cpu", "--json",
     )
-    one = json.loads(spaceless(*words, "--out", tmp_path / "one").stdout)
-    two = json.loads(spaceless(*words, "--out", tmp_path / "two", processes=2).stdout)
+    one = json.loads(Commands(tmp_path, monkeypatch, capsys)(*words, "--out", tmp_path / "one")[1])
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    two = json.loads(subprocess.run(
+        [*torchrun, "-m", "spaceless", *map(str, words), "--out", tmp_path / "two"], check=True, capture_output=True,
+        text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=200).stdout)
     assert (one["processes"], two["processes"]) == (1, 2)
     assert two["evaluations"][0]["images"] == 31
     # The sums are taken in another order, nothing else: 5 significant digits of every loss, every weight to 1e-4, and
@@ -199,11 +196,23 @@ def test_two_processes_give_what_one_gives(images, tmp_path):
         torch.testing.assert_close(weights[1][name], tensor, rtol=1e-4, atol=1e-4)
 
 
-def test_what_several_processes_cannot_do_is_said_once(images, tmp_path):
+def command(rank, count, meeting, folder, *words):
+    """Be one of `count` processes that torchrun starts for a command, and keep what it says and its exit status."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": meeting}
+    sys.argv = ["spaceless", *map(str, words)]
+    with (folder / f"{rank}.said").open("w") as file, redirect_stderr(file):
+        try:
+            main()
+        except SystemExit as end:
+            (folder / f"{rank}.status").write_text(str(end.code))
+
+
+def test_what_several_processes_cannot_do_is_said_once(images, tmp_path, free_port):
     words = ("train", "--model", "chain:6-M-8", "--data", images, "--method", "shuffle", "-k", 1, "--per-image")
-    ended = spaceless(*words, "--out", tmp_path / "o", processes=2, check=False)
-    assert ended.returncode != 0
-    assert ended.stderr.count("per-image shuffles") == 1
+    several(command, 2, free_port, tmp_path, *words, "--out", tmp_path / "o")
+    assert all(int(path.read_text()) > 0 for path in tmp_path.glob("*.status"))
+    assert len(list(tmp_path.glob("*.status"))) == 2
+    assert sum(path.read_text().count("per-image shuffles") for path in tmp_path.glob("*.said")) == 1
     assert not (tmp_path / "o").exists()
 
 

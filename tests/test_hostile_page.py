@@ -37,7 +37,7 @@ class Elements(HTMLParser):
 
 @pytest.fixture(scope="module")
 def rough(tmp_path_factory):
-    return gather([hostile_runs(tmp_path_factory.mktemp("rough"), HOSTILE, charts=range(10, 30))])
+    return gather([hostile_runs(tmp_path_factory.mktemp("rough"), HOSTILE, charts=range(10, 18))])
 
 
 def test_forty_texts_become_no_element_and_no_attribute(rough, tmp_path):

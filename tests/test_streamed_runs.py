@@ -13,6 +13,7 @@ import torch
 
 from commands import Commands
 from made_folders import TRUNCATED, make_folders, truncate
+from several import several
 from spaceless import distributed
 from spaceless.errors import DataError, Interrupted
 from spaceless.estimate import check
@@ -155,8 +156,8 @@ def test_processes_of_a_study_decode_with_workers_of_their_own(root, tmp_path, m
     assert {o.data.note for o in tally.ran} == {NOTE}
 
 
-def _one_of_two(rank: int, root: Path, out: Path, port: str) -> None:
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+def _one_of_two(rank: int, count: int, root: Path, out: Path, port: str) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     with distributed.joined("cpu"):
@@ -171,7 +172,7 @@ def test_two_processes_name_the_image_that_only_one_of_them_met(root, tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    torch.multiprocessing.spawn(_one_of_two, (root, tmp_path / "two", port), nprocs=2)
+    several(_one_of_two, 2, root, tmp_path / "two", port)
     one = run(root, tmp_path / "one", trial())
     two = read_outcome(tmp_path / "two" / one.trial.id / "outcome.json")
     assert (two.processes, two.data.note) == (2, NOTE)
