@@ -160,10 +160,10 @@ def test_the_paper_is_checked_against_our_counts(spaceless):
     status, out, _ = spaceless("paper", "--check", "--json")
     rows = document(out)
     assert status == 0
-    assert len(rows) >= 20
-    differing = [row for row in rows if not row["agrees"]]
-    assert differing
-    assert all(row["finding"] for row in differing)
+    assert len(rows) == 30
+    differing = [row for row in rows if not row["agrees"]]  # the paper's own slip
+    assert [(row["network"], row["k"], row["params"]) for row in differing] == [("squeezenet1_0", 2, 986280)]
+    assert differing[0]["finding"]
 
 
 def test_a_count_that_differs_without_a_reason_fails_the_check(spaceless, monkeypatch):

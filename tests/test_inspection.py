@@ -6,7 +6,7 @@ import pytest
 
 from networks import FLAT, Flat
 from spaceless.errors import InputError
-from spaceless.inspection import check_counts, inspect_model
+from spaceless.inspection import inspect_model
 from spaceless.models import build_model, untrained
 from spaceless.show import inspection
 
@@ -148,11 +148,3 @@ def test_untrained_networks_cost_no_memory_unless_their_constructor_computes():
     drawn, built = untrained(name, 10, 64, width=2.0), build_model(name, 10, 64, width=2.0)
     assert {p.device.type for p in (*drawn.parameters(), *drawn.buffers())} == {"meta"}
     assert [p.shape for p in drawn.parameters()] == [p.shape for p in built.parameters()]
-
-
-def test_every_printed_count_agrees_but_the_papers_own_slip():
-    found = check_counts()
-    assert len(found) == 30
-    assert [(count.network, count.k, params) for count, params, agrees in found if not agrees] == [
-        ("squeezenet1_0", 2, 986280)]
-    assert {count.finding for count, _, agrees in found if not agrees} != {None}
