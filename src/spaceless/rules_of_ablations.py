@@ -95,8 +95,9 @@ def early_layers(setting: Setting) -> Judged | None:
     free = [unit for unit, row in alone.items()
             if (found := interval(row, base)) is not None and found.difference >= -TOLERANCE]
     told = ", ".join(f"{unit}: {number(alone[unit].top1, 1)}" for unit in sorted(alone))
+    spared = f"No loss by unit {listed(free)}" if free else "Each costs more than a point"
     text = (f"Unchanged {number(base.top1, 1)} %; the first {third} units measured, each alone, come to "
-            f"{number(first, 1)} %, the last {third} to {number(last, 1)} %. No loss by unit {listed(free) or 'none'}. "
+            f"{number(first, 1)} %, the last {third} to {number(last, 1)} %. {spared}. "
             f"By unit, in %: {told}.")
     return Judged(verdict, text, (base, *order))
 
