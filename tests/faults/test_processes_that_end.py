@@ -20,7 +20,7 @@ def quiet(_):
 
 
 def test_a_killed_study_goes_on_to_the_same_weights_metrics_and_outcomes():
-    found = kills.run(quiet, kills=1, trials=2, epochs=12)
+    found = kills.run(quiet, kills=2, trials=2, epochs=12)
     assert found["failing"] == []
     assert found["counts"]["of these while the study ran"] >= 1
     assert found["counts"]["identical to the uninterrupted run"] == 2
@@ -38,8 +38,9 @@ def test_the_measurement_notices_what_is_lost_and_what_is_run_again(monkeypatch)
     assert "1 trials with another outcome" in found["failing"]
 
 
-def test_a_signal_ends_a_study_with_its_status_a_state_and_no_orphans(monkeypatch):
-    monkeypatch.setattr(interruptions, "SIGNALS", (signal.SIGUSR1,))  # the others: tests/test_study_processes.py
+@pytest.mark.parametrize("kind", interruptions.SIGNALS, ids=lambda kind: kind.name)
+def test_a_signal_ends_a_study_with_its_status_a_state_and_no_orphans(kind, monkeypatch):
+    monkeypatch.setattr(interruptions, "SIGNALS", (kind,))
     monkeypatch.setattr(interruptions, "_SOON", 60.0)  # the machine may be busy with other tests
     found = interruptions.run(quiet, each=1)
     assert found["failing"] == []
@@ -88,3 +89,11 @@ def test_a_room_that_ends_in_an_error_costs_the_others_nothing(monkeypatch):
     content = faults.run(quiet, ["kills", "interruptions"])
     assert content["summary"]["failing"] == ["kills: ended by RuntimeError: no head came up"]
     assert [each["counts"] for each in content["faults"]] == [{}, {"signals": 3}]
+
+
+def test_two_commands_on_one_folder_share_its_trials(tmp_path):
+    for process in [tiny.start(tmp_path, "--epochs", "8") for _ in range(2)]:
+        process.communicate(timeout=240)
+        assert process.returncode == 0
+    assert len(tiny.outcomes(tmp_path)) == 4
+    assert not list(tmp_path.glob("*/.claim"))
