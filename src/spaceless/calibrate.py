@@ -20,28 +20,34 @@ from spaceless.paper import Planned
 from spaceless.receptive import ReceptiveField, usable_field
 from spaceless.studies import Plan
 from spaceless.surgery import remove_spatial
-from spaceless.trial import RECIPES, Trial
+from spaceless.trial import RECIPES, Recipe, Trial
 from spaceless.units import find_units
 
 NETWORK = "chain:16-M-24-24-M-32-32-32-32"  # strides 1, 2, 4: marks 4, 8, 16, ... apart have the residue of 0
 CHANCE = 25.0  # percent: four classes, equally frequent
+FAR = 20  # pixels: from here on a network needs twice the epochs until it has found what relates the marks
 Regime = Literal["learnable", "open", "chance"]
 
 
 @dataclass(frozen=True)
 class CalibrationPreset:
-    """Distances in pixels (besides `texture`), methods and seeds, and how long each training is."""
+    """Distances in pixels (besides `texture`), methods and seeds, and how long a training is up to `FAR` pixels."""
 
     distances: tuple[int, ...]
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
     epochs: int = 6
 
+    def recipe(self, data: str) -> Recipe:
+        """Return the recipe of a training on made `data`: twice the epochs from `FAR` pixels on."""
+        far = data != "texture" and distance_of(data) >= FAR
+        return RECIPES["control"].model_copy(update={"epochs": self.epochs * (2 if far else 1)})
+
 
 CALIBRATIONS: dict[str, CalibrationPreset] = {
     "smoke": CalibrationPreset((8,), ("shuffle", "conv1x1"), (0,), epochs=5),
     "fast": CalibrationPreset((4, 8, 16), ("shuffle", "gap_fc", "conv1x1"), (0, 1, 2)),
-    "full": CalibrationPreset((4, 8, 12, 16, 24, 32), ("shuffle", "gap_fc", "conv1x1"), (0, 1, 2, 3, 4)),
+    "full": CalibrationPreset((2, 4, 8, 12, 16, 24), ("shuffle", "gap_fc", "conv1x1"), (0, 1, 2, 3, 4)),
 }
 
 
@@ -97,7 +103,6 @@ def plan_calibration(preset: str, command: str) -> Plan:
     if preset not in CALIBRATIONS:
         raise unknown_name("preset", preset, CALIBRATIONS)
     scale = CALIBRATIONS[preset]
-    recipe = RECIPES["control"].model_copy(update={"epochs": scale.epochs})
     sets = ["texture", *(f"arrangement-{d}" for d in scale.distances)]
     truths = tuple(truth(data, method) for data in sets for method in scale.methods)
     if any(row["learnable_k"] == -1 for row in truths):
@@ -105,7 +110,8 @@ def plan_calibration(preset: str, command: str) -> Plan:
     units = len(regimes("texture", "conv1x1")) - 1
     trials = [
         Trial.model_validate({
-            "model": NETWORK, "data": data, "method": method, "k": k, "seed": seed, "recipe": recipe, "repeats": 10,
+            "model": NETWORK, "data": data, "method": method, "k": k, "seed": seed,
+            "recipe": scale.recipe(data), "repeats": 10,
         })
         for seed in scale.seeds for data in sets for k in range(units + 1) for method in scale.methods
     ]
