@@ -14,7 +14,7 @@ from spaceless.paper import experiment
 from spaceless.rows import Planned, load, rows
 from spaceless.store import Store
 from spaceless.tables import csv_lines, panel_table
-from spaceless.trial import RECIPES, Evaluation, Trial
+from spaceless.trial import RECIPES, Epoch, Evaluation, Trial
 from spaceless.wording import answer
 
 
@@ -317,6 +317,26 @@ def test_a_calibration_cell_worked_by_hand(tmp_path):
 def test_calibration_verdicts(tmp_path, curves, learnable, chance_from, measured, agrees):
     found = _verdict(tmp_path, curves, learnable, chance_from)
     assert (found.measured, found.agrees) == (measured, agrees)
+
+
+@pytest.mark.parametrize(("trained", "status", "note"), [
+    ((None, None), "finished", "K = 2 is learnable and was lost"),
+    ((50.0, 55.0), "finished", "K = 2 is learnable and was not learnt: 52.5 % on the training images"),
+    ((99.0, 100.0), "finished",
+     "K = 2 is learnable and was learnt, 99.5 % on the training images, but not the test images"),
+    ((99.0, 30.0), "diverged", "K = 2 is learnable and diverged"),
+])
+def test_a_cell_that_lost_what_is_learnable_says_how(tmp_path, trained, status, note):
+    calibration(tmp_path, {0: (99.0, 99.0), 1: (99.0, 99.0), 2: (60.0, 50.0)}, 2, None)
+    outcomes, (study,), _ = load([tmp_path])
+    for i, each in enumerate(outcomes):
+        if each.trial.k == 2 and (known := trained[each.trial.seed]) is not None:
+            same = {"loss": 1.0, "learning_rate": 0.1, "seconds": 1.0, "images_per_second": 1.0}
+            epochs = tuple(Epoch(epoch=nth, top1=top1, **same) for nth, top1 in ((1, 25.0), (2, known)))
+            tests = each.evaluations if status == "finished" else ()
+            outcomes[i] = each.model_copy(update={"history": epochs, "status": status, "evaluations": tests})
+    (found,) = verdicts(rows(outcomes, study.planned), study.truth, 5.0)
+    assert (found.measured, found.agrees, found.note) == (1, False, note)
 
 
 def test_a_cell_with_a_missing_k_is_incomplete(tmp_path):

@@ -256,7 +256,8 @@ def verdicts(rows: Sequence[Row], truth: Sequence[Truth], tolerance: float) -> l
 
     The measured largest K is the largest K such that for all planned K' <= K no training diverged and the mean accuracy
     is at least the baseline's minus `tolerance` (percentage points). It agrees when it lies between the largest K that
-    must be learnable and the last K before chance, both cut to the K that were planned.
+    must be learnable and the last K before chance, both cut to the K that were planned. A learnable K that is lost says
+    whether the training images were learnt: where they were not, the training was too short, or failed.
     """
     return [_verdict(rows, true, tolerance) for true in truth]
 
@@ -279,14 +280,31 @@ def _verdict(rows: Sequence[Row], true: Truth, tolerance: float) -> Verdict:
     if base.top1 - tolerance <= true.chance + 3 * standard_error(true.chance, base.images):
         return Verdict(true.data, true.method, runs, None, lower, upper, cells, False, "the baseline did not learn")
     measured: int | None = None
+    lost: Row | None = None
     for k in ks:
         if line[k].top1 is None and not line[k].diverged:
             note = f"K = {k} is missing"
             return Verdict(true.data, true.method, runs, measured, lower, upper, cells, None, note)
         if not _within(line[k], base.top1 - tolerance):
+            lost = line[k]
             break
         measured = k
     agrees = measured is not None and lower <= measured <= upper
     off = [cell.k for cell in cells if abs(cell.deviation) > CHANCE_LIMIT]
-    note = f"not at chance for K = {', '.join(map(str, off))}" if off else ""
-    return Verdict(true.data, true.method, runs, measured, lower, upper, cells, agrees and not off, note)
+    notes = [f"not at chance for K = {', '.join(map(str, off))}"] if off else []
+    if lost is not None and lost.trial.k <= lower:
+        notes.insert(0, _how_lost(lost, base.top1 - tolerance))
+    return Verdict(true.data, true.method, runs, measured, lower, upper, cells, agrees and not off, "; ".join(notes))
+
+
+def _how_lost(row: Row, least: float) -> str:
+    """Return why a learnable K ended below `least` percent, as far as its training tells."""
+    learnable = f"K = {row.trial.k} is learnable"
+    if row.diverged:
+        return f"{learnable} and diverged"
+    if row.trained_top1 is None:
+        return f"{learnable} and was lost"
+    known = f"{row.trained_top1:.1f} % on the training images"
+    if row.trained_top1 < least:
+        return f"{learnable} and was not learnt: {known}"
+    return f"{learnable} and was learnt, {known}, but not the test images"

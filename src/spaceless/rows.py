@@ -86,7 +86,8 @@ class Row:
     on.
     `images` counts the test images of all runs together. `seeds` are those of the runs that count, one for each run,
     and `ids` name their folders; runs that failed, diverged or are missing are named by their seeds and never averaged
-    in. `changes` are those of surgery.
+    in. `changes` are those of surgery. `trained_top1` is the mean over runs of the accuracy on the training images,
+    taken while the last epoch went on.
     """
 
     trial: Trial
@@ -112,6 +113,7 @@ class Row:
     missing: tuple[int, ...] = ()
     printed: tuple[Printed, ...] = ()
     changes: tuple[Change, ...] = ()
+    trained_top1: float | None = None
 
     @property
     def n(self) -> int:
@@ -254,6 +256,7 @@ class _Group:
         runs = [(o, e) for o in finished for e in o.evaluations if e.shuffle_last == scheme]
         means = [e.mean for _, e in runs]
         spreads = [e.spread for _, e in runs if e.spread is not None]
+        trained = [o.history[-1].top1 for o, _ in runs if o.history]
         fives = [e.top5 for _, e in runs if e.top5 is not None]
         timed = [(o, o.latency.median) for o, _ in runs if scheme is None and o.latency]
         seeds = sorted(o.trial.seed for o, _ in runs)
@@ -283,6 +286,7 @@ class _Group:
             missing=tuple(sorted((self.planned | _set(finished)) - known)),
             printed=tuple(p for p in printed if p.matches(self.trial, scheme)),
             changes=next((o.changes for o in self.outcomes if o.changes), ()),
+            trained_top1=statistics.fmean(trained) if trained else None,
         )
 
 
