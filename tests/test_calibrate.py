@@ -120,10 +120,3 @@ def test_a_training_far_apart_is_twice_as_long():
 def test_an_unknown_preset_names_the_known_ones():
     with pytest.raises(InputError, match="smoke, fast, full"):
         plan_calibration("quick", "")
-
-
-def test_a_distance_that_the_network_never_sees_is_refused(monkeypatch):
-    far = CALIBRATIONS["smoke"].__class__((48,), ("shuffle",), (0,))
-    monkeypatch.setitem(CALIBRATIONS, "smoke", far)
-    with pytest.raises(InputError, match="48"):
-        plan_calibration("smoke", "")

@@ -6,15 +6,15 @@ import math
 
 import pytest
 
-from made_outcomes import calibration, manifest, outcome, store
+from made_outcomes import manifest, outcome, store
 from spaceless.errors import InputError
-from spaceless.findings import DASH, free_ks, panels, standard_error, verdicts
+from spaceless.findings import DASH, free_ks, panels, standard_error
 from spaceless.frame import frame
 from spaceless.paper import experiment
 from spaceless.rows import Planned, load, rows
 from spaceless.store import Store
 from spaceless.tables import csv_lines, panel_table
-from spaceless.trial import RECIPES, Epoch, Evaluation, Trial
+from spaceless.trial import RECIPES, Evaluation
 from spaceless.wording import answer
 
 
@@ -287,62 +287,3 @@ def test_a_study_that_names_its_axis_is_drawn_on_it():
     (named,) = panels(rows(made), "receptive_field", (212, 164))
     assert [line[-1] for line in panel_table(named).lines] == ["212", "164", "212", "164"]
     assert panel_table(named).columns[-1].name == "paper's axis"
-
-
-def _verdict(tmp_path, curves, learnable, chance_from, tolerance=5.0):
-    calibration(tmp_path, curves, learnable, chance_from)
-    outcomes, (study,), _ = load([tmp_path])
-    (found,) = verdicts(rows(outcomes, study.planned), study.truth, tolerance)
-    return found
-
-
-def test_a_calibration_cell_worked_by_hand(tmp_path):
-    curves = {0: (100.0, 100.0), 1: (100.0, 99.0), 2: (98.0, 96.0), 3: (80.0, 82.0), 4: (26.0, 27.0)}
-    found = _verdict(tmp_path, curves, learnable=2, chance_from=4)
-    assert (found.measured, found.lower, found.upper, found.agrees, found.n) == (2, 2, 3, True, 2)
-    (cell,) = found.chance_cells
-    assert (cell.k, cell.top1) == (4, 26.5)
-    assert cell.deviation == pytest.approx(1.5 / (100 * math.sqrt(0.25 * 0.75 / 2000)))
-
-
-@pytest.mark.parametrize(("curves", "learnable", "chance_from", "measured", "agrees"), [
-    ({0: (99.0,), 1: (99.0,), 2: (60.0,)}, 2, None, 1, False),  # lost where it must be learnable
-    ({0: (99.0,), 1: (99.0,), 2: (99.0,)}, 0, 2, 2, False),  # kept where only chance is left
-    ({0: (99.0,), 1: (90.0,), 2: (99.0,)}, 2, None, 0, False),  # a later K does not make up for an earlier one
-    ({0: (99.0,), 1: (99.0,), 2: (26.0,)}, 0, 2, 1, True),  # between the bounds nothing is claimed
-    ({0: (99.0,), 1: (99.0,), 2: (50.0,)}, 0, 2, 1, False),  # the largest K is right, but chance is not chance
-    ({0: (99.0,), 1: (99.0,)}, 7, None, 1, True),  # the truth is cut to the K that were planned
-    ({0: (26.0,), 1: (25.0,)}, 1, None, None, False),  # a baseline that learnt nothing agrees with nothing
-])
-def test_calibration_verdicts(tmp_path, curves, learnable, chance_from, measured, agrees):
-    found = _verdict(tmp_path, curves, learnable, chance_from)
-    assert (found.measured, found.agrees) == (measured, agrees)
-
-
-@pytest.mark.parametrize(("trained", "status", "note"), [
-    ((None, None), "finished", "K = 2 is learnable and was lost"),
-    ((50.0, 55.0), "finished", "K = 2 is learnable and was not learnt: 52.5 % on the training images"),
-    ((99.0, 100.0), "finished",
-     "K = 2 is learnable and was learnt, 99.5 % on the training images, but not the test images"),
-    ((99.0, 30.0), "diverged", "K = 2 is learnable and diverged"),
-])
-def test_a_cell_that_lost_what_is_learnable_says_how(tmp_path, trained, status, note):
-    calibration(tmp_path, {0: (99.0, 99.0), 1: (99.0, 99.0), 2: (60.0, 50.0)}, 2, None)
-    outcomes, (study,), _ = load([tmp_path])
-    for i, each in enumerate(outcomes):
-        if each.trial.k == 2 and (known := trained[each.trial.seed]) is not None:
-            same = {"loss": 1.0, "learning_rate": 0.1, "seconds": 1.0, "images_per_second": 1.0}
-            epochs = tuple(Epoch(epoch=nth, top1=top1, **same) for nth, top1 in ((1, 25.0), (2, known)))
-            tests = each.evaluations if status == "finished" else ()
-            outcomes[i] = each.model_copy(update={"history": epochs, "status": status, "evaluations": tests})
-    (found,) = verdicts(rows(outcomes, study.planned), study.truth, 5.0)
-    assert (found.measured, found.agrees, found.note) == (1, False, note)
-
-
-def test_a_cell_with_a_missing_k_is_incomplete(tmp_path):
-    path = calibration(tmp_path, {0: (99.0,), 1: (99.0,), 2: (99.0,)}, 2, None)
-    gone = Trial(model="chain:8-8", data="arrangement-5", method="shuffle", k=1, repeats=1, recipe=RECIPES["control"])
-    (tmp_path / gone.id / "outcome.json").unlink()
-    outcomes, (study,), _ = load([path.parent])
-    (found,) = verdicts(rows(outcomes, study.planned), study.truth, 5.0)
-    assert (found.agrees, found.note) == (None, "K = 1 is missing")

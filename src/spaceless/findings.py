@@ -1,4 +1,4 @@
-"""What follows from the rows: panels that can be drawn, the largest free K, the calibration's verdict, in sentences."""
+"""What follows from the rows: panels that can be drawn, and the largest free K."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from spaceless.paper import Axis
-from spaceless.rows import Row, Truth
+from spaceless.rows import Row
 from spaceless.trial import Recipe
 
 METHOD_NAMES = {
@@ -204,107 +204,21 @@ def free_ks(panel: Panel, tolerance: float) -> list[FreeK]:
     found = []
     for name in dict.fromkeys(panel.series(r) for r in panel.rows if r.trial.method != "baseline"):
         line = {r.trial.k: r for r in panel.rows if r.trial.method != "baseline" and panel.series(r) == name}
-        within = {k: _within(r, base.top1 - tolerance) for k, r in sorted(line.items())
+        good = {k: within(r, base.top1 - tolerance) for k, r in sorted(line.items())
                   if r.top1 is not None or r.diverged}
         k = 0
-        for candidate, good in within.items():
-            if not good:
+        for candidate, kept in good.items():
+            if not kept:
                 break
             k = candidate
         found.append(FreeK(
-            name, k, line.get(k, base), tuple(within), diverged=tuple(i for i in within if line[i].diverged),
-            unmeasured=tuple(i for i in range(1, k) if i not in within),
-            again=tuple(i for i, good in within.items() if good and i > k),
+            name, k, line.get(k, base), tuple(good), diverged=tuple(i for i in good if line[i].diverged),
+            unmeasured=tuple(i for i in range(1, k) if i not in good),
+            again=tuple(i for i, kept in good.items() if kept and i > k),
         ))
     return found
 
 
-def _within(row: Row, least: float) -> bool:
+def within(row: Row, least: float) -> bool:
+    """Tell whether no training of the row diverged and its mean accuracy is at least `least` percent."""
     return not row.diverged and row.top1 is not None and row.top1 >= least
-
-
-CHANCE_LIMIT = 3.0  # standard errors; farther away is not chance
-
-
-@dataclass(frozen=True)
-class ChanceCell:
-    """A cell whose accuracy geometry says is exactly chance; `deviation` is in standard errors of a blind guess."""
-
-    k: int
-    top1: float
-    chance: float
-    deviation: float
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Measured against true largest K for one data set and method; `agrees` is None while numbers are missing."""
-
-    data: str
-    method: str
-    n: int
-    measured: int | None
-    lower: int
-    upper: int
-    chance_cells: tuple[ChanceCell, ...]
-    agrees: bool | None
-    note: str = ""
-
-
-def verdicts(rows: Sequence[Row], truth: Sequence[Truth], tolerance: float) -> list[Verdict]:
-    """Compare the measured largest K of every calibration cell with what geometry says.
-
-    The measured largest K is the largest K such that for all planned K' <= K no training diverged and the mean accuracy
-    is at least the baseline's minus `tolerance` (percentage points). It agrees when it lies between the largest K that
-    must be learnable and the last K before chance, both cut to the K that were planned. A learnable K that is lost says
-    whether the training images were learnt: where they were not, the training was too short, or failed.
-    """
-    return [_verdict(rows, true, tolerance) for true in truth]
-
-
-def _verdict(rows: Sequence[Row], true: Truth, tolerance: float) -> Verdict:
-    line = {r.trial.k: r for r in rows if r.trial.data == true.data and r.shuffle_last is None
-            and r.trial.method in (true.method, "baseline") and r.trial.only is None and not r.trial.strip}
-    ks = sorted(line)
-    lower = max((k for k in ks if k <= true.learnable_k), default=0)
-    upper = max((k for k in ks if true.chance_from_k is None or k < true.chance_from_k), default=0)
-    cells = tuple(
-        ChanceCell(k, row.top1, true.chance, (row.top1 - true.chance) / standard_error(true.chance, row.images))
-        for k, row in sorted(line.items())
-        if row.top1 is not None and true.chance_from_k is not None and k >= true.chance_from_k
-    )
-    base = line.get(0)
-    runs = min((r.n for r in line.values() if r.n), default=0)
-    if base is None or base.top1 is None:
-        return Verdict(true.data, true.method, runs, None, lower, upper, cells, None, "the baseline is missing")
-    if base.top1 - tolerance <= true.chance + 3 * standard_error(true.chance, base.images):
-        return Verdict(true.data, true.method, runs, None, lower, upper, cells, False, "the baseline did not learn")
-    measured: int | None = None
-    lost: Row | None = None
-    for k in ks:
-        if line[k].top1 is None and not line[k].diverged:
-            note = f"K = {k} is missing"
-            return Verdict(true.data, true.method, runs, measured, lower, upper, cells, None, note)
-        if not _within(line[k], base.top1 - tolerance):
-            lost = line[k]
-            break
-        measured = k
-    agrees = measured is not None and lower <= measured <= upper
-    off = [cell.k for cell in cells if abs(cell.deviation) > CHANCE_LIMIT]
-    notes = [f"not at chance for K = {', '.join(map(str, off))}"] if off else []
-    if lost is not None and lost.trial.k <= lower:
-        notes.insert(0, _how_lost(lost, base.top1 - tolerance))
-    return Verdict(true.data, true.method, runs, measured, lower, upper, cells, agrees and not off, "; ".join(notes))
-
-
-def _how_lost(row: Row, least: float) -> str:
-    """Return why a learnable K ended below `least` percent, as far as its training tells."""
-    learnable = f"K = {row.trial.k} is learnable"
-    if row.diverged:
-        return f"{learnable} and diverged"
-    if row.trained_top1 is None:
-        return f"{learnable} and was lost"
-    known = f"{row.trained_top1:.1f} % on the training images"
-    if row.trained_top1 < least:
-        return f"{learnable} and was not learnt: {known}"
-    return f"{learnable} and was learnt, {known}, but not the test images"

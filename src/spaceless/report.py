@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from spaceless import captions
+from spaceless.agreement import verdicts
 from spaceless.axes import LATENCY_PLACE, places
 from spaceless.commands import train_commands
 from spaceless.errors import InputError, unknown_name
 from spaceless.evidence import evidence_page
 from spaceless.files import write, write_files
-from spaceless.findings import Panel, free_ks, panels, verdicts
+from spaceless.findings import Panel, free_ks, panels
 from spaceless.looks import svg
 from spaceless.marks import points as marked
 from spaceless.numerals import listed
@@ -39,7 +40,7 @@ CALIBRATION_TOLERANCE = 5.0  # percentage points; on the made data the accuracy 
 
 def gather(
     dirs: Sequence[str | Path], study: str | Sequence[str] | None = None, *, pictures: bool = True,
-    tolerance: float = TOLERANCE, calibration_tolerance: float = CALIBRATION_TOLERANCE,
+    tolerance: float = TOLERANCE,
 ) -> Page:
     """Return what there is to say of the run folders `dirs`; tolerances are in percentage points of accuracy.
 
@@ -60,7 +61,7 @@ def gather(
         mine = {p.trial.id for s in studies for p in s.planned}
         outcomes = [o for o in outcomes if o.trial.id in mine]
     command = shlex.join(["spaceless", "report", *map(str, dirs)])
-    tell = partial(_section, pictures=pictures, tolerance=tolerance, calibration=calibration_tolerance, command=command)
+    tell = partial(_section, pictures=pictures, tolerance=tolerance, command=command)
     by_id = {o.trial.id: o for o in outcomes}
     known = list(experiments())
     sections = []
@@ -89,14 +90,14 @@ def answers(dirs: Sequence[str | Path], study: str | Sequence[str]) -> list[str]
 
 
 def disagreements(dirs: Sequence[str | Path], study: str) -> list[str]:
-    """Return the cells of a calibration whose measured largest K, or whose chance level, is not the true one."""
+    """Return the cells of a calibration of which it is not shown that the measured largest K is the true one, and why."""
     outcomes, studies, _ = load(dirs)
     found = []
     for each in (s for s in studies if s.name == study):
         mine = {p.trial.id for p in each.planned}
         made = rows([o for o in outcomes if o.trial.id in mine], each.planned)
-        found += [f"{v.method} on {v.data}" for v in verdicts(made, each.truth, CALIBRATION_TOLERANCE)
-                  if v.agrees is False]
+        found += [f"{v.method} on {v.data}{f' ({v.note})' if v.note else ''}"
+                  for v in verdicts(made, each.truth, CALIBRATION_TOLERANCE) if v.agrees is not True]
     return found
 
 
@@ -112,14 +113,14 @@ def _unplanned(outcomes: Sequence[Outcome], studies: Sequence[Study]) -> list[Ou
 
 def _section(
     study: Study, experiment: Experiment | None, outcomes: list[Outcome], *, pictures: bool, tolerance: float,
-    calibration: float, command: str,
+    command: str,
 ) -> Section:
     found = rows(outcomes, study.planned, experiment)
     shown = panels(found, study.x, study.x_ticks)
     if study.kind == "calibration" and study.truth:
         order = [t.data for t in study.truth]
         shown.sort(key=lambda p: order.index(p.rows[0].trial.data) if p.rows[0].trial.data in order else len(order))
-        verdict = verdicts(found, study.truth, calibration)
+        verdict = verdicts(found, study.truth, CALIBRATION_TOLERANCE)
         said = [calibration_answer(verdict)]
         tables = [verdict_table(verdict, study.truth)]
     elif study.compression is not None:
@@ -148,7 +149,7 @@ def _section(
         source=", ".join(filter(None, (experiment.source if experiment else "",
                                        f"preset {study.preset}" if study.preset else ""))),
         answers=tuple(said),
-        figures=_figures(study, shown, found, tolerance, calibration) if pictures else (),
+        figures=_figures(study, shown, found, tolerance) if pictures else (),
         tables=tuple(tables),
         differences=grouped,
         progress=progress,
@@ -174,7 +175,7 @@ def _not_measured(experiment: Experiment, found: Sequence[Row]) -> list[Printed]
 
 
 def _figures(
-    study: Study, shown: Sequence[Panel], found: Sequence[Row], tolerance: float, calibration: float,
+    study: Study, shown: Sequence[Panel], found: Sequence[Row], tolerance: float,
 ) -> tuple[Figure, ...]:
     from spaceless.bounds import calibration_chart
     from spaceless.charts import panel_chart
@@ -183,7 +184,7 @@ def _figures(
     name = study.name or "trials"
     if study.kind == "calibration" and study.truth:
         spec = calibration_chart(found, study.truth)
-        caption = captions.calibration_caption(shown, calibration)
+        caption = captions.calibration_caption(shown, CALIBRATION_TOLERANCE)
         return (Figure(f"{name} accuracy", caption, spec),) if spec else ()
     if study.compression is not None:
         return tuple(Figure(f"{name} {what}", caption, spec)
@@ -273,7 +274,6 @@ def figures(dirs: str | Path | Sequence[str | Path], study: str | None = None) -
 def write_report(
     dirs: Sequence[str | Path], html: Path | None = None, csv: Path | None = None, markdown: bool = False, *,
     files: Path | None = None, study: str | Sequence[str] | None = None, tolerance: float = TOLERANCE,
-    calibration_tolerance: float = CALIBRATION_TOLERANCE,
 ) -> Path | str:
     """Write the report of `dirs` and return its path, or its text with `markdown`.
 
@@ -284,8 +284,7 @@ def write_report(
     """
     if html is None and csv is None and files is None and not markdown:
         html = Path(dirs[0]) / "report.html"
-    page = gather(dirs, study, pictures=bool(html or files), tolerance=tolerance,
-                  calibration_tolerance=calibration_tolerance)
+    page = gather(dirs, study, pictures=bool(html or files), tolerance=tolerance)
     if csv is not None:
         write(csv, csv_text(page))
     if files is not None:

@@ -86,7 +86,7 @@ class Row:
     on.
     `images` counts the test images of all runs together. `seeds` are those of the runs that count, one for each run,
     and `ids` name their folders; runs that failed, diverged or are missing are named by their seeds and never averaged
-    in. `changes` are those of surgery. `trained_top1` is the mean over runs of the accuracy on the training images,
+    in. `changes` are those of surgery. `trained_least` is the least accuracy of any run on its training images,
     taken while the last epoch went on.
     """
 
@@ -113,7 +113,7 @@ class Row:
     missing: tuple[int, ...] = ()
     printed: tuple[Printed, ...] = ()
     changes: tuple[Change, ...] = ()
-    trained_top1: float | None = None
+    trained_least: float | None = None
 
     @property
     def n(self) -> int:
@@ -286,7 +286,7 @@ class _Group:
             missing=tuple(sorted((self.planned | _set(finished)) - known)),
             printed=tuple(p for p in printed if p.matches(self.trial, scheme)),
             changes=next((o.changes for o in self.outcomes if o.changes), ()),
-            trained_top1=statistics.fmean(trained) if trained else None,
+            trained_least=min(trained, default=None),
         )
 
 

@@ -7,7 +7,8 @@ import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from spaceless.findings import ARROW, DASH, DOWNSAMPLE_NAMES, METHOD_NAMES, MINUS, Panel, Verdict, scheme_name
+from spaceless.agreement import Verdict
+from spaceless.findings import ARROW, DASH, DOWNSAMPLE_NAMES, METHOD_NAMES, MINUS, Panel, scheme_name
 from spaceless.numerals import listed, number, signed
 from spaceless.paper import Printed
 from spaceless.rows import Row, Truth

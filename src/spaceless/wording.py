@@ -5,17 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from spaceless.agreement import CHANCE_LIMIT, Verdict
 from spaceless.certainty import certainty, interval, lone_run
-from spaceless.findings import (
-    ARROW,
-    CHANCE_LIMIT,
-    FreeK,
-    Panel,
-    Verdict,
-    free_ks,
-    near_chance,
-    scheme_name,
-)
+from spaceless.findings import ARROW, METHOD_NAMES, FreeK, Panel, free_ks, near_chance, scheme_name
 from spaceless.numerals import FIXED, listed, millions, number, points, signed, with_spread
 from spaceless.paper import Experiment
 from spaceless.rows import Row, whole_curve
@@ -229,15 +221,18 @@ def _paper_notes(panel: Panel, experiment: Experiment | None) -> list[str]:
 
 
 def calibration_answer(found: Sequence[Verdict]) -> Answer:
-    """Return in a sentence whether measured and true largest K agree."""
+    """Return in a sentence whether measured and true largest K agree, and of each cell that differs how."""
     agree = sum(v.agrees is True for v in found)
     unknown = sum(v.agrees is None for v in found)
+    early = sum(v.agrees is True and v.lacking > 0 for v in found)
     cells = [c for v in found for c in v.chance_cells]
     text = f"Measured and true largest K agree in {agree} of {len(found)} cells"
+    text += f", in {early} of them so far: runs are missing" if early else ""
     text += f"; {unknown} not complete yet." if unknown else "."
     if cells:
         near = sum(abs(c.deviation) <= CHANCE_LIMIT for c in cells)
         most = max(abs(c.deviation) for c in cells)
         text += (f" Where geometry says chance, {near} of {len(cells)} accuracies lie within {CHANCE_LIMIT:g} "
                  f"standard errors of it (the farthest at {most:.1f}).")
-    return Answer(text)
+    return Answer(text, tuple(
+        f"{METHOD_NAMES.get(v.method, v.method)} on {v.data} differs: {v.note}." for v in found if v.agrees is False))

@@ -79,7 +79,7 @@ def calibrate(
         webbrowser.open(page.resolve().as_uri())
     if wrong := disagreements([place.out], plan.name):
         raise SpacelessError(
-            "calibration", found=f"{len(wrong)} cells that differ, first {wrong[0]}", expected="the true largest K",
+            "calibration", found=f"{len(wrong)} cells without it, first {wrong[0]}", expected="the true largest K",
             cure="look at the report; if it is not the training that failed, please report a bug",
         )
 

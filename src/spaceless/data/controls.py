@@ -7,7 +7,7 @@ are given up (the multiset of local features) is the same for all classes, exact
 * zero padding tells how near the border is: a window of D pixels that holds a mark never reaches the border;
 * strided layers let a feature know its position modulo the stride: D, the margins and the ranges that the places are
   drawn from are multiples of the stride (1, 2, 4 or 8), so both marks have the same distribution of residues in every
-  class (`spaceless.calibrate` claims nothing for other D);
+  class (`spaceless.calibrate` claims no chance for other D);
 * overlapping windows on noise could be put together like a jigsaw: the background is one colour within an image.
 
 `texture`: eight copies of one 3x3 pattern at random places; the class is which pattern. All four patterns have equal
@@ -37,7 +37,7 @@ PATTERNS = (  # four pixels set in each, all within 3x3 and none a shift of anot
     ((1, 0, 1), (0, 0, 0), (1, 0, 1)),
 )
 PATTERN_SIZE = 3
-ROOM = 8  # pixels that a pair can be moved by along its own direction
+ROOM = 8  # places of a pair along its own direction
 
 
 def distance_of(name: str) -> int:
@@ -57,7 +57,7 @@ def control_size(name: str) -> int:
 
 
 def arrangement_size(distance: int) -> int:
-    """Return the side of the images of `arrangement-D`: D to each border, D between the marks, and 8 to move in."""
+    """Return the side of the images of `arrangement-D`: D to each border, D between the marks, and 8 places."""
     return 3 * distance + ROOM
 
 
@@ -108,7 +108,7 @@ def marks(labels: Tensor, distance: int, size: int, source: torch.Generator) -> 
     The pair is placed uniformly where both marks have `distance` pixels or more between them and every border.
     """
     offset = torch.tensor(DIRECTIONS)[labels] * distance  # (N, 2)
-    room = size - 2 * distance - offset.abs()  # (N, 2): places for the pair's upper left corner, a multiple of 4
+    room = size - 2 * distance - offset.abs()  # (N, 2): places of the pair's upper left corner: 8 along it, D + 8 across
     corner = distance + (torch.rand(len(labels), 2, generator=source, dtype=torch.float64) * room).long()
     red = corner + (-offset).clamp(min=0)
     return red, red + offset
