@@ -90,7 +90,7 @@ def answers(dirs: Sequence[str | Path], study: str | Sequence[str]) -> list[str]
 
 
 def disagreements(dirs: Sequence[str | Path], study: str) -> list[str]:
-    """Return the cells of a calibration of which it is not shown that the measured largest K is the true one, and why."""
+    """Return the cells of a calibration whose measured largest K is not shown to be the true one, and why."""
     outcomes, studies, _ = load(dirs)
     found = []
     for each in (s for s in studies if s.name == study):

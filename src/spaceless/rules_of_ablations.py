@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
-from spaceless.certainty import interval
-from spaceless.findings import standard_error
+from spaceless.certainty import Interval, interval
+from spaceless.findings import DASH, standard_error
 from spaceless.numerals import listed, number, signed
+from spaceless.paper import experiments
 from spaceless.rows import Row
 from spaceless.setting import TOLERANCE, Setting, largest_free, sides, where
-from spaceless.verdict import Judged, Verdict, combined, in_points, loses, weighed
+from spaceless.verdict import Judged, Verdict, combined, cost_from, in_points, loses, weighed
 
 _CHANCE_ERRORS = 3  # standard errors from a blind guess that still count as one
 _MISMATCHED = 3  # last units that Table 2 left shuffles
@@ -55,10 +57,11 @@ def shuffled_do_not_care(setting: Setting) -> Judged | None:
                         "not confirmed" if found.high < -TOLERANCE or found.low > TOLERANCE else "open")
     told = ", ".join(f"{k}: {number(row.top1, 1)} and {number(clean.top1, 1)}" for k, (row, clean) in pairs.items())
     free = largest_free(setting, "shuffle") or 0
-    cost = f"costs nothing up to K = {free}" if free else "itself costs accuracy from the first K measured on"
+    what = "shuffling in training"
+    cost = f"{what} costs nothing up to K = {free}" if free else cost_from(setting.curve("shuffle"), base, what)
     text = (f"By K, in %, shuffled and clean test of the same network: {told} (unchanged: {number(base.top1, 1)}). "
             + (f"More than a point apart at K = {listed(apart)}. " if apart else "") +
-            f"Judged up to K = {_MISMATCHED}; shuffling in training {cost}.")
+            f"Judged up to K = {_MISMATCHED}; {cost}.")
     return Judged(combined(held) if held else "open", text, (base, *(row for pair in pairs.values() for row in pair)))
 
 
@@ -146,7 +149,10 @@ def stripping(setting: Setting) -> Judged | None:
     if not texts:
         return None
     beside = (setting.base,) if setting.base is not None else ()
-    kept = f"no loss by changing up to K = {free}" if free else "changing units costs accuracy already"
+    curve = setting.curve("conv1x1")
+    kept = (f"no loss by changing up to K = {free}" if free else
+            "what the unchanged network reaches is not known" if setting.base is None else
+            cost_from(curve, setting.base, "changing units"))
     return Judged(combined(verdicts) if verdicts else "open", ". ".join(texts) + f"; {kept}.",
                   (*beside, *rows))
 
@@ -154,19 +160,33 @@ def stripping(setting: Setting) -> Judged | None:
 def field_beyond_image(setting: Setting) -> Judged | None:
     """A receptive field as large as the image is not enough for the accuracy of the unchanged network.
 
-    Asked of VGG-16 alone, as in the paper: with several branches a receptive field is only an upper bound.
+    Asked of VGG-16 alone, as in the paper: with several branches a receptive field is only an upper bound. By the field
+    at the final map and by the axis of the paper's figure, which counts otherwise: where the two differ, it is open.
     """
-    base = setting.base
-    curve = setting.curve("conv1x1")
-    fields = {k: (row.receptive_field, found) for k, row in sorted(curve.items()) if row.receptive_field is not None
-              and base is not None and (found := interval(row, base, len(curve))) is not None}
-    if base is None or not base.image_size or not fields or base.trial.model != "vgg16":
+    base, curve = setting.base, setting.curve("conv1x1")
+    if base is None or not base.image_size or base.trial.model != "vgg16":
         return None
-    enough = [k for k, (field, found) in fields.items() if found.low >= -TOLERANCE and field <= base.image_size]
+    fields = {k: row.receptive_field for k, row in sorted(curve.items()) if row.receptive_field is not None}
+    found = {k: compared for k in fields if (compared := interval(curve[k], base, len(curve))) is not None}
+    if not found:
+        return None
+    axis = dict(enumerate(experiments()["fig3-receptive-field"].x_ticks))
+    verdicts = {_field_verdict({k: (by[k], found[k]) for k in found if k in by}, base.image_size)
+                for by in (fields, axis)}
+    told = ", ".join(f"{k} ({fields[k]}, {axis.get(k, DASH)}): {signed(each.difference, 1)}"
+                     for k, each in found.items())
+    read = f" The paper reads {_READ[base.image_size]} off its figure." if base.image_size in _READ else ""
+    text = (f"Images of {base.image_size} pixels; points against the unchanged network by K (pixels of the field at "
+            f"the final map, by the paper's axis): {told}. With the field the kernels shrink, which is not told "
+            f"apart.{read}")
+    return Judged(verdicts.pop() if len(verdicts) == 1 else "open", text, (base, *curve.values()))
+
+
+_READ = {32: "about 50 pixels, K = 5 to 6,", 64: "around 120 pixels, K = 2 to 3,"}  # section 4.4; its axis has neither
+
+
+def _field_verdict(fields: Mapping[int, tuple[int, Interval]], size: int) -> Verdict:
+    enough = [k for k, (field, found) in fields.items() if found.low >= -TOLERANCE and field <= size]
     least = min((field for field, found in fields.values() if found.difference >= -TOLERANCE), default=math.inf)
-    little = [k for k, (field, found) in fields.items()
-              if found.high < -TOLERANCE and base.image_size <= field < least]
-    told = ", ".join(f"{field}: {signed(found.difference, 1)}" for field, found in fields.values())
-    text = (f"Images of {base.image_size} pixels; points against the unchanged network by the field in pixels, "
-            f"K = {listed(fields)}: {told}. With the field the kernels shrink, which is not told apart.")
-    return Judged(weighed(little, enough), text, (base, *curve.values()))
+    little = [k for k, (field, found) in fields.items() if found.high < -TOLERANCE and size <= field < least]
+    return weighed(little, enough)

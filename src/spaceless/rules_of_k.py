@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping
 
 from spaceless.certainty import Interval, interval
 from spaceless.findings import METHOD_NAMES
@@ -48,9 +49,9 @@ def last_layers(setting: Setting) -> Judged | None:
 
 
 def one_by_one(setting: Setting) -> Judged | None:
-    """1x1 Conv bears more changed units than each of the others, of the K at which both were measured.
+    """1x1 Conv is the better one wherever it or the other loses accuracy, of the K at which both were measured.
 
-    It has to be the better one at a K that it bears and the other does not.
+    The largest K that each bears may be the same, as they are in the paper (Table 1, VGG-16).
     """
     ours, base = setting.curve("conv1x1"), setting.base
     texts: list[str] = []
@@ -65,11 +66,9 @@ def one_by_one(setting: Setting) -> Judged | None:
         ended = [setting.curve(each).keys() | setting.diverged(each) for each in methods]
         free = [largest_free(setting, each, among=ended[0] & ended[1]) or 0 for each in methods]
         better, worse, neither = sides((k, ours[k], theirs[k]) for k in both)
-        # Between the two largest K one of them loses and the other does not: there they have to be told apart.
-        verdicts.append("confirmed" if any(free[1] < k <= free[0] for k in better) else
-                        "not confirmed" if any(free[0] < k <= free[1] for k in worse) else "open")
-        texts.append(f"No loss up to K = {free[0]} against {free[1]} of {METHOD_NAMES[method]}; beside that it is "
-                     f"{where(better, worse, neither)}")
+        verdicts.append(weighed(*([k for k in each if k > min(free)] for each in (better, worse))))
+        texts.append(f"1x1 Conv against {METHOD_NAMES[method]}: {where(better, worse, neither)}; of the K measured of "
+                     f"both no loss up to K = {free[0]} against {free[1]}")
         rows |= {id(row): row for curve in (ours, theirs) for row in curve.values()}
     if not verdicts:
         return None
@@ -124,7 +123,10 @@ def parameters(setting: Setting) -> Judged | None:
 
 
 def no_augmentation(setting: Setting) -> Judged | None:
-    """Without augmentation a changed network is better than the unchanged one, by more than with augmentation."""
+    """Without augmentation a changed network is better than the unchanged one, by more than with augmentation.
+
+    The best of each is compared, of the K measured with and without: of more K the best is better by chance.
+    """
     base = setting.base
     if base is None or base.trial.recipe.augment != "none":
         return None
@@ -136,16 +138,19 @@ def no_augmentation(setting: Setting) -> Judged | None:
         if not curve:
             continue
         better, worse, neither = sides((k, row, base) for k, row in sorted(curve.items()))
-        best = max(curve, key=lambda k: curve[k].top1 or 0.0)
-        gain = interval(curve[best], base, len(curve))  # the best of so many
-        assert gain is not None  # both have an accuracy
+        usual = setting.augmented.curve(method) if setting.augmented is not None else {}
+        shared = curve.keys() & usual
+        best, gain = _best(curve, base, shared or curve)
         text = f"{METHOD_NAMES[method]} is {where(better, worse, neither)}; best at K = {best}: {in_points(gain)}"
-        other = _gain(setting.augmented, method)
-        if other is not None:
-            text += f"; with augmentation its best is {in_points(other[1])} at K = {other[0]}"
-        more = other is not None and gain.difference - other[1].difference > math.hypot(gain.half, other[1].half)
-        verdicts.append("not confirmed" if not better and not neither else
-                        "confirmed" if better and more else "in part" if better and other is None else "open")
+        more = math.nan  # than with augmentation, in points; 0 where that is not sure
+        if shared and setting.augmented is not None and setting.augmented.base is not None:
+            other, with_it = _best(usual, setting.augmented.base, shared)
+            text += (f"; with augmentation its best of K = {listed(sorted(shared))} is {in_points(with_it)} at "
+                     f"K = {other}")
+            more = gain.difference - with_it.difference
+            more = more if abs(more) > math.hypot(gain.half, with_it.half) else 0.0
+        verdicts.append("not confirmed" if more < 0 or not (better or neither) else
+                        "confirmed" if better and more > 0 else "in part" if better and math.isnan(more) else "open")
         texts.append(text)
         rows += curve.values()
     if not texts:
@@ -156,11 +161,9 @@ def no_augmentation(setting: Setting) -> Judged | None:
     return Judged(of_all(verdicts, 2), text, (base, *rows))
 
 
-def _gain(setting: Setting | None, method: Method) -> tuple[int, Interval] | None:
-    """Return the K at which `method` is best, and by how much better than the unchanged network it is there."""
-    curve = setting.curve(method) if setting is not None else {}
-    if setting is None or setting.base is None or not curve:
-        return None
-    best = max(curve, key=lambda k: curve[k].top1 or 0.0)
-    found = interval(curve[best], setting.base, len(curve))
-    return (best, found) if found is not None else None
+def _best(curve: Mapping[int, Row], base: Row, ks: Collection[int]) -> tuple[int, Interval]:
+    """Return at which of the `ks` the accuracy is best, and by how much better than the unchanged network's it is."""
+    best = max(ks, key=lambda k: curve[k].top1 or 0.0)
+    found = interval(curve[best], base, len(ks))  # the best of so many
+    assert found is not None  # both have an accuracy
+    return best, found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from spaceless.certainty import Interval, interval
@@ -46,6 +46,15 @@ def loses(row: Row | None, base: Row, comparisons: int = 1) -> bool:
     """Tell whether `row` loses more than the tolerance against the unchanged network, whole interval and all."""
     found = interval(row, base, comparisons) if row is not None else None
     return found is not None and found.high < -TOLERANCE
+
+
+def cost_from(curve: Mapping[int, Row], base: Row, what: str) -> str:
+    """Return, of a method that is known to be free at no K, whether it costs accuracy at its first K, in words."""
+    first = min(curve)
+    found = interval(curve[first], base)
+    if found is not None and found.high < 0:
+        return f"{what} costs accuracy from K = {first} on, the first measured"
+    return f"whether {what} costs accuracy at K = {first}, the first measured, is open"
 
 
 def in_points(found: Interval) -> str:

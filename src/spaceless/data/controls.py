@@ -108,7 +108,7 @@ def marks(labels: Tensor, distance: int, size: int, source: torch.Generator) -> 
     The pair is placed uniformly where both marks have `distance` pixels or more between them and every border.
     """
     offset = torch.tensor(DIRECTIONS)[labels] * distance  # (N, 2)
-    room = size - 2 * distance - offset.abs()  # (N, 2): places of the pair's upper left corner: 8 along it, D + 8 across
+    room = size - 2 * distance - offset.abs()  # (N, 2): places of the pair's upper left: 8 along it, D + 8 across
     corner = distance + (torch.rand(len(labels), 2, generator=source, dtype=torch.float64) * room).long()
     red = corner + (-offset).clamp(min=0)
     return red, red + offset
