@@ -1,4 +1,4 @@
-# The two commands of the README are `make demo` and `make test`; both need Python 3.11 or newer and nothing else.
+# The two commands of the README are `make demo` and `make test`; both need Python 3.11 or newer and a package registry.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin

@@ -21,7 +21,8 @@ from spaceless.trial import RECIPES, Trial
 
 torch.set_num_threads(1)
 
-VERBS = ("demo", "inspect", "train", "study", "evaluate", "export", "paper", "calibrate", "report", "data")
+VERBS = ("demo", "inspect", "train", "study", "compress", "evaluate", "export", "paper", "calibrate", "report", "data",
+         "bench")
 
 
 @pytest.fixture
@@ -98,8 +99,28 @@ def test_an_interruption_has_the_status_of_its_signal(spaceless, monkeypatch, er
     assert "Traceback" not in err
 
 
-def test_a_reader_that_has_seen_enough_is_no_error():
-    program = "import sys; sys.argv = ['spaceless', 'paper', '--json']\nfrom spaceless.cli import main\nmain()"
+@pytest.mark.parametrize(("words", "message"), [
+    ("evaluate", "found no RUN, expected the folder of a finished trial; write for example `spaceless evaluate runs/"),
+    ("inspect", "found no MODEL, expected `vgg16`, `resnet50`, "),
+    ("compress vgg16", "found no --data, expected the name or path of a data set; write for example `spaceless"),
+    ("train --model vgg16", "expected the name or path of a data set: `cifar100`, `arrangement-8`, `my/images`; "),
+    ("train --model", "parameter --model requires an argument."),
+    ("studdy fig2-vgg16", "command: found 'studdy', expected one of inspect, evaluate, export, paper, report, data, "),
+    ("studdy fig2-vgg16", "train, study, compress; did you mean 'study'?"),
+    ("inspect vgg16 -k 2", "-k 2: found no --method, expected one of shuffle, gap_fc, "),
+    ("train --model vgg16 --data texture --only 2", "--only 2: found no --method, expected one of "),
+    ("study fig2-vgg16 --dry-run --jobs 0", "--jobs: found 0, expected at least 1"),
+    ("study fig2-vgg16 --dry-run --gpus 1", "--gpus: found 1 without --ray, expected a cluster"),
+])
+def test_what_is_missing_or_misspelt_is_named_with_an_example(spaceless, words, message):
+    status, out, err = spaceless(*words.split())
+    is_an_error(status, out, err)
+    assert message in " ".join(err.split())
+
+
+@pytest.mark.parametrize("words", ["'paper', '--json'", "'paper'"])  # ours and rich's way to print
+def test_a_reader_that_has_seen_enough_is_no_error(words):
+    program = f"import sys; sys.argv = ['spaceless', {words}]\nfrom spaceless.cli import main\nmain()"
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.read(10)
     process.stdout.close()

@@ -455,7 +455,9 @@ def test_a_study_file_is_an_experiment(tmp_path: Path) -> None:
     ('methods = ["shuffle"]', 'methods = ["shufle"]', r"series\.0\.methods\.0.*'shuffle'"),
     ('methods = ["shuffle"]', "methods = []", r"series\.0\.methods"),
     ('model = "vgg16"', 'model = "vgg17"', r"model: found 'vgg17'.*did you mean 'vgg16'"),
-    ('model = "vgg16"', "", r"series\.0\.model.*Field required"),
+    ('model = "vgg16"', "", r"series\.0\.model: found nothing, expected a value; add it"),
+    ('methods = ["shuffle"]', 'method = ["shuffle"]', r"series\.0\.method: found 'method'.*did you mean 'methods'"),
+    ("[[series]]", "[series]", r"series: found \[series\], expected \[\[series\]\]"),
     ("width = 0.5", "width = 0", r"scale\.width.*greater than 0"),
     ('recipe = "fast"', 'recipe = "fst"', "recipe: found 'fst'.*did you mean 'fast'"),
     ("learning_rate = 0.05", "learning_rat = 0.05", r"overrides: learning_rat"),
@@ -474,7 +476,7 @@ def test_a_bad_study_file_is_named_with_its_field(tmp_path: Path, before: str, a
 
 
 def test_a_missing_study_file(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="No such file"):
+    with pytest.raises(InputError, match="found no such file"):
         load_study(tmp_path / "none.toml")
 
 

@@ -143,7 +143,7 @@ images = np.zeros((1, 3, {size}, {size}), np.uint8)  # yours: RGB, 0 to 255, (N,
 (logits,) = session.run(["logits"], {{"images": images}})  # float32 (N, {network['classes']})
 ```
 
-In PyTorch, with `pip install spaceless`; the network takes normalised images:
+In PyTorch, with the package `spaceless` installed from its repository; the network takes normalised images:
 
 ```python
 import torch

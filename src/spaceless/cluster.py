@@ -59,7 +59,7 @@ def on_cluster(cluster: Cluster, plan: Plan, place: Place, tell: Tell, *, thread
         import ray
     except ImportError as error:
         raise InputError(
-            "--ray", found="no package ray", expected="Ray", cure="install it: pip install 'spaceless[ray]'") from error
+            "--ray", found="no package ray", expected="Ray", cure="install it: pip install 'ray[train]'") from error
     if cluster.processes < 1 or (cluster.gpus is not None and cluster.gpus < 0):
         what = ("--processes", cluster.processes, 1) if cluster.processes < 1 else ("--gpus", cluster.gpus, 0)
         raise InputError(what[0], found=what[1], expected=f"at least {what[2]}", cure="leave it out")

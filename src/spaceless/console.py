@@ -25,6 +25,14 @@ def screen() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+class _Output(Console):
+    """Standard output; a reader that has seen enough, such as `head`, is left to the command line."""
+
+    def on_broken_pipe(self) -> None:
+        """Go on with the BrokenPipeError, which rich would turn into a failure."""
+        raise  # noqa: PLE0704 (rich calls this where it is caught)
+
+
 def number(value: float | None, digits: int = 2) -> str:
     """Return a number for a table, or a dash for one that is not known."""
     return "–" if value is None else f"{value:,.{digits}f}"
@@ -38,7 +46,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     for row in rows:
         made.add_row(*row)
     width = None if sys.stdout.isatty() else 140
-    Console(highlight=False, markup=False, width=width).print(made)
+    _Output(highlight=False, markup=False, width=width).print(made)
 
 
 @contextmanager

@@ -150,8 +150,8 @@ def _timm() -> Any:
         import timm
     except ImportError as error:
         raise InputError(
-            "model", found="no package timm", expected="the extra that timm:NAME needs",
-            cure="install it with: pip install 'spaceless[timm]'",
+            "model", found="no package timm", expected="the package that timm:NAME needs",
+            cure="install it with: pip install timm",
         ) from error
     return timm
 

@@ -35,8 +35,8 @@ def require_packages() -> None:
             import_module(name)
         except ImportError as error:
             raise InputError(
-                "export", found=f"no package {name}", expected="the extra that ONNX needs",
-                cure="install it with: pip install 'spaceless[export]'",
+                "export", found=f"no package {name}", expected="the packages that ONNX needs",
+                cure=f"install them with: pip install {' '.join(PACKAGES)}",
             ) from error
 
 

@@ -296,8 +296,12 @@ def findings() -> tuple[Finding, ...]:
 
 def load_study(path: str | Path) -> Experiment:
     """Return the experiment in a user's TOML file, or raise InputError naming the file and the first bad field."""
+    if not Path(path).exists():
+        raise InputError(str(path), found="no such file", expected="a TOML file with [[series]]", cure="check the path")
     try:
         fields = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        if isinstance(fields.get("series"), dict):
+            raise InputError(f"{path}: series", found="[series]", expected="[[series]]", cure="double the brackets")
         name = re.sub(r"[^\w.-]+", "-", Path(path).stem)
         text = json.dumps({"name": name} | fields, default=str)
     except (OSError, ValueError, RecursionError) as error:  # a decoding error and a TOML error are ValueErrors

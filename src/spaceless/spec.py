@@ -36,13 +36,16 @@ def make(kind: type[_S], what: str, **fields: Any) -> _S:
 
 
 def _first_problem(error: ValidationError, kind: type[Spec], what: str) -> InputError:
-    first = error.errors(include_url=False)[0]
+    # A name that is misspelt is one too many and one too few: the first of the two says more.
+    first = min(error.errors(include_url=False), key=lambda each: each["type"] != "extra_forbidden")
     place = ".".join(str(part) for part in first["loc"])
     where = f"{what}{': ' if place else ''}{place}"
     if first["type"] == "extra_forbidden":
         return unknown_name(where, str(first["loc"][-1]), _fields_around(kind, first["loc"]))
     if first["type"] == "json_invalid":
         return InputError(where, found=first["msg"], expected="JSON", cure="restore the file or write it again")
+    if first["type"] == "missing":
+        return InputError(where, found="nothing", expected="a value", cure="add it")
     return InputError(
         where, found=repr(first.get("input"))[:80], cure="correct this field",
         expected=first["msg"].removeprefix("Input should be ").removeprefix("Value error, "),

@@ -78,7 +78,7 @@ RECIPES: dict[str, Recipe] = {
 
 def unknown_model(name: str) -> InputError:
     """Return the error for a network that is none of the paper's and has no prefix."""
-    error = unknown_name("model", name, (*PAPER_MODELS, *(p + "NAME" for p in MODEL_PREFIXES)))
+    error = unknown_name("model", name, (*PAPER_MODELS, "torchvision:NAME", "timm:NAME", "chain:16-M-24"))
     return InputError(error.what, found=error.found, expected=error.expected, cure=(
         f"{error.cure} A network of torchvision would be torchvision:{name}, one of timm timm:{name}"))
 

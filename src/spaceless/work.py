@@ -31,7 +31,8 @@ class Workers:
     retries
         How often a trial that failed is tried again.
     ray
-        Run the trials on the Ray cluster at this address (`auto`, `ray://head:10001`), or on a `local` one.
+        Run the trials on a Ray cluster: its address (`HEAD:6379`, `ray://HEAD:10001`, `auto`), or the word `local` for
+        one that is started and ended with the study.
     gpus
         On a cluster: GPUs of each process of a trial; `0.25` lets four share one (default: 1 where there are GPUs).
     processes
@@ -47,7 +48,11 @@ class Workers:
     processes: int | None = None
 
     def check(self) -> None:
-        """Raise InputError for options that do not go together."""
+        """Raise InputError for options that cannot be meant, or do not go together."""
+        for name, count, least in (("--jobs", self.jobs, 1), ("--threads", self.threads, 1),
+                                   ("--retries", self.retries, 0)):
+            if count is not None and count < least:
+                raise InputError(name, found=count, expected=f"at least {least}", cure="leave it out")
         for name, value in (("--gpus", self.gpus), ("--processes", self.processes)):
             if value is not None and self.ray is None:
                 raise InputError(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
-from cyclopts import CycloptsError
+from cyclopts import CycloptsError, MissingArgumentError, UnknownCommandError
 
 from spaceless.cli import networks, pages, training  # noqa: F401 (they add their verbs)
 from spaceless.cli.options import app
-from spaceless.errors import Interrupted, SpacelessError
+from spaceless.errors import InputError, Interrupted, SpacelessError, unknown_name
 
 _ONE_LINE = 110  # characters; a longer error message is broken where its parts meet
 _LONGEST = 4000  # characters of an error message
@@ -26,8 +28,7 @@ def main() -> None:
     except CycloptsError as error:
         if debug:
             raise
-        verb = f"{words[0]} " if words and words[0] in app and not words[0].startswith("-") else ""
-        _fail(f"error: {' '.join(str(error).split())}\nsee `spaceless {verb}--help`", 2)
+        _fail(_misread(error, words), 2)
     except Interrupted as error:
         _fail(f"interrupted by {error.found}: {error.cure}", error.exit_status)
     except SpacelessError as error:
@@ -48,6 +49,25 @@ def main() -> None:
             raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         _fail(f"{' '.join(words[:1])}: found {reason}, expected no such failure; --debug shows where it happened", 1)
+
+
+def _misread(error: CycloptsError, words: Sequence[str]) -> str:
+    """Return what is wrong with words that make no command, in our form where the parser tells what is missing."""
+    verbs = [name for name in app if not name.startswith("-")]
+    if isinstance(error, UnknownCommandError):
+        return str(unknown_name("command", words[0], verbs, "see `spaceless --help`"))
+    verb = f"{words[0]} " if words and words[0] in verbs else ""
+    told = error.argument
+    if isinstance(error, MissingArgumentError) and error.keyword is None and told is not None and verb:
+        name, said = told.name.lstrip("-"), getattr(error.target, "__doc__", None) or ""
+        what = name.upper() if told.index is not None else told.name
+        wanted = re.search(rf"^    {name}\n((?:        .*\n)+)", said, re.MULTILINE)
+        example = re.search(r"^    Example: (`.*)$", said, re.MULTILINE)
+        if wanted and example:
+            expected = re.sub(r"(, \.\.)?\.$", "", " ".join(wanted[1].split()))
+            return str(InputError(verb.strip(), found=f"no {what}", expected=expected[0].lower() + expected[1:],
+                                  cure=f"write for example {example[1]}"))
+    return f"error: {' '.join(str(error).split())}\nsee `spaceless {verb}--help`"
 
 
 def _fail(message: str, status: int) -> NoReturn:

@@ -83,7 +83,7 @@ def evaluate(
     test_images
         Use a balanced draw of this many.
     data_root
-        The folder that data sets are looked for in.
+        The folder that data sets are looked for in (default: $SPACELESS_DATA, else the user cache).
     device
         `auto`, `cpu`, `cuda`, ...
 
@@ -140,7 +140,7 @@ def export(
     images
         Test images that the files are checked on (default: 1,000, or all if there are fewer).
     data_root
-        The folder that data sets are looked for in.
+        The folder that data sets are looked for in (default: $SPACELESS_DATA, else the user cache).
 
     """
     from spaceless import show

@@ -42,7 +42,7 @@ class Where:
     device
         `auto`, `cpu`, `cuda`, `cuda:1`, ...
     no_weights
-        Do not keep the trained weights (they are needed by `evaluate`).
+        Do not keep the trained weights (`evaluate`, `export` and `compress --from` need them).
     eager
         Compute every layer by PyTorch's own operations, and on a GPU launch each by itself: slower, and the way to
         find out whether a fast path of ours is at fault.
@@ -68,6 +68,10 @@ HERE = Where()
 
 def check_change(method: str, k: int | None, only: int | None, downsample: str | None) -> None:
     """Raise InputError for options without effect: a method of no units, what replaces a stride that stays."""
+    if method == "baseline" and (k or only is not None):
+        option = f"-k {k}" if k else f"--only {only}"
+        raise InputError(option, found="no --method", expected="one of " + ", ".join(METHODS),
+                         cure="add for example --method conv1x1")
     if method in METHODS and k is None and only is None:
         raise InputError(f"--method {method}", found="no unit to change", expected="-k or --only beside it",
                          cure="say with -k how many of the last units; leave --method out for the unchanged network")

@@ -130,7 +130,7 @@ def data(
     image_size
         The side in pixels for sets in class folders.
     data_root
-        The folder that data sets are looked for in.
+        The folder that data sets are looked for in (default: $SPACELESS_DATA, else the user cache).
 
     """
     from spaceless import show
@@ -161,10 +161,10 @@ def bench(
         sweep, warm starts against scratch, and channel pruning; hours. `faults`: studies that are killed, interrupted,
         crowded and damaged. The others measure speed. Without a name all are listed.
     networks
-        With the first three: only these, by name (see `spaceless inspect --help`); `NAME@64` with `networks` for images
-        of 64 pixels. With `faults`: only these kinds of fault.
+        With `networks`, `receptive-fields` and `costs`: only these, by name (see `spaceless inspect --help`); `NAME@64`
+        with `networks` for images of 64 pixels. With `faults`: only these kinds of fault.
     jobs
-        With the first three: processes (default: one per processor core, up to 8). With `compress`: trainings at once
+        With those three: processes (default: one per processor core, up to 8). With `compress`: trainings at once
         (default: 1).
     seconds
         With a measurement of speed: how long each of its cases is measured (three rounds of it, if they take longer).

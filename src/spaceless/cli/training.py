@@ -75,7 +75,7 @@ def train(
     Parameters
     ----------
     model
-        See `spaceless inspect --help`.
+        A network's name, see `spaceless inspect --help`.
     data
         The name or path of a data set: `cifar100`, `arrangement-8`, `my/images`, ...
     method
@@ -89,7 +89,8 @@ def train(
     downsample
         What replaces a strided convolution for `conv1x1` (default: `avg`).
     recipe
-        `paper`, `fast`, `smoke`, `imagenet` or `control`.
+        `paper` (default): 200 epochs of SGD in steps. `fast`: 30, one cycle. `smoke`: 10, for few images. `imagenet`:
+        90, images decoded anew in each. `control`: 6 of AdamW, no augmentation, for the made sets.
     epochs
         Instead of the recipe's.
     batch_size
@@ -181,11 +182,12 @@ def study(
     preset
         `paper` (full protocol), `fast` (30 epochs, 3 seeds) or `smoke` (minutes). Default: the file's scale, or paper.
     dry_run
-        Show what would run and what it costs, judged by a few steps of each network, and run nothing.
+        Show what would run and what it costs, one trial after another, judged by a few steps of each network, and run
+        nothing.
     data
         In place of the experiment's own: the name or path of a data set.
     k_step
-        Of each list of K's only every so manyth, and the last.
+        Keep every N-th K of each list, the last, and those of which the paper prints a number.
     width
         Instead of the preset's.
     train_images
@@ -199,7 +201,7 @@ def study(
     repeats
         Evaluations of each shuffling network, instead of the preset's.
     recipe
-        Instead of the preset's.
+        Instead of the preset's (see `spaceless train --help`).
 
     """
     from spaceless import show
@@ -211,6 +213,7 @@ def study(
         "epochs": epochs, "seeds": seeds, "repeats": repeats, "recipe": recipe,
     }
     asked = {key: value for key, value in given.items() if value is not None}
+    workers.check()
     place = where.place()
     if name == "all":
         plan, studies = plan_all(preset, asked, where.data_root)
@@ -240,7 +243,7 @@ def compress(
     Parameters
     ----------
     model
-        See `spaceless inspect --help`.
+        A network's name, see `spaceless inspect --help`.
     data
         The name or path of a data set.
     export
