@@ -96,3 +96,11 @@ def test_what_no_tolerance_judges_still_says_that_it_is_a_lone_run():
     assert "standard error of 0.4 points" in lone_run(row, base)
     several, also = _rows((75.0, 76.0), (75.0, 74.0))
     assert lone_run(several, also) == ""
+
+
+def test_a_few_runs_that_agree_to_the_image_are_not_certain_of_all_others():
+    """Their spread is none; what is left is what the test images tell."""
+    alike, lone = interval(*_rows((75.0, 75.0), (73.0, 73.0), 200)), interval(*_rows((75.0,), (73.0,), 200))
+    assert (alike.lone, alike.half) == (True, lone.half)
+    row, base = _rows((75.0, 75.0), (73.0, 73.0), 200)
+    assert "open. It stands on 2 and 2 runs, without a spread over seeds" in certainty(row, base, 1.0)

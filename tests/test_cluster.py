@@ -96,7 +96,7 @@ def test_what_no_cluster_can_run_is_said_before_anything_runs(tmp_path, small, c
 
 def test_without_ray_its_installation_is_the_cure(tmp_path, small, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(InputError, match=r"pip install 'spaceless\[ray\]'"):
+    with pytest.raises(InputError, match=r"pip install 'ray\[train\]'"):
         run_study(small, Place(tmp_path, device="cpu"), cluster=Cluster("local"))
 
 

@@ -132,7 +132,7 @@ def test_what_onnx_cannot_express_is_an_error_of_three_parts():
 
 
 @pytest.mark.parametrize("missing", onnx_file.PACKAGES)
-def test_a_missing_package_names_the_extra(missing, monkeypatch):
+def test_a_missing_package_is_named(missing, monkeypatch):
     real = importlib.import_module
 
     def without(name):
@@ -142,7 +142,7 @@ def test_a_missing_package_names_the_extra(missing, monkeypatch):
 
     onnx_file.require_packages()
     monkeypatch.setattr(onnx_file, "import_module", without)
-    with pytest.raises(InputError, match=rf"found no package {missing}, .*pip install 'spaceless\[export\]'"):
+    with pytest.raises(InputError, match=rf"found no package {missing}, .*pip install onnx onnxscript onnxruntime"):
         onnx_file.require_packages()
 
 

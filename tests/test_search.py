@@ -22,6 +22,8 @@ def searched(units: int, good, budget: int | None = None):
     assert all(1 <= k <= units for k in asked)
     assert len(asked) <= (usual_budget(units) if budget is None else budget)
     assert list(found.tried) == asked
+    assert not found.spent or len(asked) == (usual_budget(units) if budget is None else budget)  # nothing is given away
+    assert found.accepted[-1] == found.largest
     return found
 
 

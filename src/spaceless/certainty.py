@@ -19,8 +19,8 @@ class Interval:
     """The 95 % interval of a difference of accuracies in percentage points.
 
     Over several runs of both it is Student's, with the spreads pooled: of what other seeds would give on the same test
-    images. Otherwise `lone` is true and it is the binomial one of the test images taken as two draws: what another seed
-    would give is not in it.
+    images. Otherwise, or where no run differs from another, `lone` is true and it is the binomial one of the test
+    images taken as two draws: what another seed would give is not in it.
     """
 
     difference: float
@@ -47,9 +47,11 @@ def interval(row: Row, base: Row, comparisons: int = 1) -> Interval | None:
         return None
     difference = row.top1 - base.top1
     end = 1 - (1 - _SURE) / (2 * comparisons)
+    pooled = 0.0
     if row.spread is not None and base.spread is not None:
         freedom = row.n + base.n - 2
         pooled = ((row.n - 1) * row.spread**2 + (base.n - 1) * base.spread**2) / freedom
+    if pooled:  # a few runs that all came to one accuracy do not show that every other would
         return Interval(difference, student(end, freedom) * math.sqrt(pooled * (1 / row.n + 1 / base.n)), lone=False)
     return Interval(difference, NormalDist().inv_cdf(end) * math.hypot(_error(row), _error(base)), lone=True)
 

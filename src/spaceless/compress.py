@@ -14,6 +14,7 @@ from spaceless.errors import InputError, SpacelessError, SurgeryError
 from spaceless.estimate import Estimate, check, estimate
 from spaceless.findings import least_top1
 from spaceless.judging import baseline, best, held_out_images, judged, right_images
+from spaceless.numerals import points
 from spaceless.paired import paired_interval
 from spaceless.paper import Planned
 from spaceless.retest import test_run
@@ -79,10 +80,11 @@ def tuning_recipe(original: Recipe, epochs: int | None) -> Recipe:
 class Budget:
     """What a search may cost: the largest K that can be made, how many K's are tried at most, and their estimate.
 
-    `refused` says why larger K cannot be made, if any.
+    `units` counts the network's; `refused` says why not all of them can be changed, if so.
     """
 
     units: int
+    possible: int
     tries: int
     trainings: int
     estimate: Estimate
@@ -107,10 +109,11 @@ def budget(question: Question, place: Place) -> Budget:
     if least_top1(data.classes, data.test_count, question.tolerance) >= 100:
         raise InputError("--holdout", found=f"{data.test_count} images held out of {data.classes} classes",
                          expected="enough to tell a network from a blind guess", cure="hold out a larger share")
-    units, refused = _possible(question, count_units(first, data.classes, data.image_size), place)
-    tries = min(units, question.budget or usual_budget(units))
+    units = count_units(first, data.classes, data.image_size)
+    possible, refused = _possible(question, units, place)
+    tries = min(possible, question.budget or usual_budget(possible))
     dearest = [Planned(trial=t) for k in range(tries + 1) for t in question.trials(k, place)]
-    return Budget(units, tries, len(dearest), estimate(dearest, place), refused)
+    return Budget(units, possible, tries, len(dearest), estimate(dearest, place), refused)
 
 
 def _possible(question: Question, units: int, place: Place) -> tuple[int, str]:
@@ -163,7 +166,7 @@ def search(
         run(plan(question, planned, command))
 
     # The first K needs no answer before it; a warm start has to wait for the weights that it starts from.
-    trained(0, *((first_k(allowed.units, allowed.tries),) if ahead and question.warm is None else ()))
+    trained(0, *((first_k(allowed.possible, allowed.tries),) if ahead and question.warm is None else ()))
     base = _outcomes(question.baselines, place)
     tried.append(baseline(base, question.tolerance))
     tell(f"baseline: {tried[0].top1:.2f} % on {held_out_images(base[0]):,} held-out images; "
@@ -178,16 +181,15 @@ def search(
         tell(f"K = {k}: {gone}; {allowed.tries - len(tried) + 1} more K to try at most")
         return found.verdict == "within"
 
-    found = largest_k(allowed.units, within, allowed.tries)
-    chosen = best([each for each in tried if each.k <= found.largest and each.verdict == "within"],
-                   found.largest, question.objective)
+    found = largest_k(allowed.possible, within, allowed.tries)
+    chosen = best([each for each in tried if each.k in found.accepted], question.objective)
     first = question.baselines[0]
     return Compression(
         model=first.model, data=first.data, method=question.method, objective=question.objective,  # type: ignore[arg-type]
         tolerance=question.tolerance, confidence=question.confidence, holdout=first.holdout or 0.0,
         images=held_out_images(base[0]), seeds=tuple(t.seed for t in question.baselines), units=allowed.units,
-        budget=allowed.tries, spent=found.spent, tried=tuple(tried), largest=found.largest, chosen=chosen,
-        alone=found.alone, warm=_told(question),
+        possible=allowed.possible, refused=allowed.refused, budget=allowed.tries, spent=found.spent, tried=tuple(tried),
+        largest=found.largest, chosen=chosen, alone=found.alone, warm=_told(question),
         head=head_notes(question.trials(chosen or 1, place)[0], load_data(first, place.data_root)),
         test=_test(question, chosen, place) if chosen else None,
     )
@@ -206,7 +208,7 @@ def plan(question: Question, trials: Sequence[Trial], command: str, found: Compr
     first = question.baselines[0]
     return Plan(
         NAME, f"Largest K of {first.model} on {first.data}",
-        f"How many units can do without space at no more than {question.tolerance:g} points of accuracy?",
+        f"How many units can do without space at no more than {points(question.tolerance)} of accuracy?",
         command, tuple(Planned(trial=t) for t in trials), kind="compression",
         compression=None if found is None else found.model_dump(mode="json"),
     )

@@ -105,7 +105,7 @@ def _budget_text(question: Question, allowed: Budget) -> str:
     seeds = len(question.baselines)
     epochs = question.baselines[0].recipe.epochs
     changed = "" if question.recipe.epochs == epochs else f", changed networks {question.recipe.epochs}"
-    text = (f"at most {allowed.trainings} trainings: the baseline and {allowed.tries} of {allowed.units} K, "
+    text = (f"at most {allowed.trainings} trainings: the baseline and {allowed.tries} of {allowed.possible} K, "
             f"{seeds} seed{'s' * (seeds > 1)} each, {epochs} epoch{'s' * (epochs > 1)}{changed}")
     if allowed.estimate.seconds:
         text += f"; about {duration(allowed.estimate.seconds)} at most, one training after another"

@@ -49,10 +49,11 @@ class Tested(Spec):
 class Compression(Spec):
     """A search for the largest K within `tolerance` percentage points of the baseline, and what came of it.
 
-    `holdout` is the share of the training images that it was judged on, `images` their number. `units` is the largest
-    K that can be made, `budget` how many K's were to be tried at most, `spent` whether it ended the search early;
+    `holdout` is the share of the training images that it was judged on, `images` their number. `units` is the
+    number of units, `possible` the largest K that can be made (None: all of them) and `refused` why not a larger one,
+    `budget` how many K's were to be tried at most, `spent` whether it ended the search early;
     `tried` is in the order of trying, the baseline first. `largest` is the largest accepted K, `chosen` the one with
-    the smallest `objective` among it and the smaller ones within the tolerance; `alone` are larger ones within the
+    the smallest `objective` among the accepted ones and the unchanged network, 0; `alone` are larger ones within the
     tolerance that were not accepted. `warm` tells how networks with a warm start were trained, None from scratch;
     `head` are sentences on what the head of the networks still reads of positions, see `receptive.head_note`.
     """
@@ -67,6 +68,8 @@ class Compression(Spec):
     images: int
     seeds: tuple[int, ...]
     units: int
+    possible: int | None = None
+    refused: str = ""
     budget: int
     spent: bool
     tried: tuple[Tried, ...]

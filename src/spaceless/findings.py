@@ -221,4 +221,9 @@ def free_ks(panel: Panel, tolerance: float) -> list[FreeK]:
 
 def within(row: Row, least: float) -> bool:
     """Tell whether no training of the row diverged and its mean accuracy is at least `least` percent."""
-    return not row.diverged and row.top1 is not None and row.top1 >= least
+    return not row.diverged and row.top1 is not None and at_least(row.top1, least)
+
+
+def at_least(value: float, bound: float) -> bool:
+    """Tell whether an accuracy or a difference is at least `bound`, where an exact tie is not left to rounding."""
+    return value >= bound - 1e-9

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from spaceless.compression import Objective, Tried
 from spaceless.errors import SpacelessError
-from spaceless.findings import least_top1
+from spaceless.findings import at_least, least_top1
 from spaceless.paired import Paired, Right, paired_interval, unpacked
 from spaceless.trial import Evaluation, Outcome, Trial
 
@@ -55,8 +55,8 @@ def judged(
         return _tried(k, "diverged", outcomes)
     interval = paired_interval([right_images(o.evaluations[0], o.trial) for o in base],
                                [right_images(o.evaluations[0], o.trial) for o in outcomes], confidence)
-    verdict = "within" if interval.low >= -tolerance else (
-        "beyond" if interval.high < -tolerance else "open")
+    verdict = "within" if at_least(interval.low, -tolerance) else (
+        "open" if at_least(interval.high, -tolerance) else "beyond")
     return _tried(k, verdict, outcomes, interval)
 
 
@@ -69,13 +69,13 @@ def right_images(evaluation: Evaluation, trial: Trial) -> Right:
     return unpacked(evaluation.right, evaluation.images + len(evaluation.left_out))
 
 
-def best(within: Sequence[Tried], largest: int, objective: Objective) -> int:
-    """Return the K with the smallest objective; of those that are equal the largest K."""
-    if largest == 0:
-        return 0
-    costs = {each.k: getattr(each, objective) for each in within}
+def best(accepted: Sequence[Tried], objective: Objective) -> int:
+    """Return the K with the smallest objective, the unchanged network's 0 among them; of equal ones the largest K."""
+    if len(accepted) == 1:
+        return accepted[0].k
+    costs = {each.k: getattr(each, objective) for each in accepted}
     if missing := [k for k, cost in costs.items() if cost is None]:
         raise SpacelessError(
             f"--objective {objective}", found=f"no {objective} of K = {', '.join(map(str, missing))}",
-            expected="one of each network within the tolerance", cure="choose --objective params or macs")
+            expected="one of each network that is accepted", cure="choose --objective params or macs")
     return min(costs, key=lambda k: (costs[k], -k))

@@ -49,14 +49,13 @@ def _other(found: str, images: int) -> InputError:
 class Paired:
     """The interval of a difference of accuracies in percentage points, changed minus base.
 
-    Each end by itself is passed with the chance 1 - confidence. `seeds` is the number of pairs of trainings: with a
-    single one, what another seed would give is not in the interval.
+    Each end by itself is passed with the chance 1 - confidence. Of a single pair of trainings, what another seed would
+    give is not in the interval.
     """
 
     difference: float
     low: float
     high: float
-    seeds: int
 
 
 def paired_interval(base: Sequence[Right], changed: Sequence[Right], confidence: float) -> Paired:
@@ -89,7 +88,7 @@ def paired_interval(base: Sequence[Right], changed: Sequence[Right], confidence:
             freedom = variance**2 / (of_images**2 / (images + 1) + of_seeds**2 / (seeds - 1)
                                      + of_rest**2 / ((seeds - 1) * max(1, images - 1)))
     half = student(confidence, max(1.0, freedom)) * math.sqrt(variance / ((images + 2) * seeds))
-    return Paired(100 * float(mean), 100 * (float(mean) - half), 100 * (float(mean) + half), seeds)
+    return Paired(100 * float(mean), 100 * (float(mean) - half), 100 * (float(mean) + half))
 
 
 def student(confidence: float, freedom: float) -> float:

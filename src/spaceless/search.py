@@ -19,6 +19,11 @@ class Found:
     spent: bool
 
     @property
+    def accepted(self) -> tuple[int, ...]:
+        """The K's that are within the tolerance together with the K before them, 0 among them."""
+        return tuple(sorted(_accepted(self.tried)))
+
+    @property
     def alone(self) -> tuple[int, ...]:
         """The K's above the largest that are within the tolerance, and not accepted since the K before them is not."""
         return tuple(sorted(k for k, within in self.tried.items() if within and k > self.largest))
@@ -79,8 +84,12 @@ def largest_k(units: int, within: Callable[[int], bool], budget: int | None = No
         _climb(units, ask, tried, left)
     except _SpentError:
         spent = True
-    accepted = [k for k in tried if k == 0 or (tried[k] and tried.get(k - 1))]
-    return Found(max(accepted), {k: good for k, good in tried.items() if k}, spent)
+    answers = {k: good for k, good in tried.items() if k}
+    return Found(max(_accepted(answers)), answers, spent)
+
+
+def _accepted(tried: Mapping[int, bool]) -> list[int]:
+    return [0, *(k for k, good in tried.items() if good and (k == 1 or tried.get(k - 1)))]
 
 
 def first_k(units: int, budget: int) -> int:
@@ -110,8 +119,8 @@ def _edge(low: int, high: int, ask: Callable[[int], bool], left: Callable[[], in
     while high - low > 1:
         middle = (low + high) // 2
         if left() == 1:
-            if low and not ask(low - 1):
-                raise _SpentError
+            if low and not ask(low - 1) and not left():
+                raise _SpentError  # else it was known before, and the last trial is still there
             middle = low + 1
         if ask(middle):
             low = middle

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from spaceless.axes import LATENCY_PLACE, PLACES, at_place, places
 from spaceless.charts import panel_chart
 from spaceless.compression import Compression, Tried
-from spaceless.findings import DASH, METHOD_NAMES, Panel
+from spaceless.findings import DASH, METHOD_NAMES, Panel, at_least
 from spaceless.looks import Spec
 from spaceless.marks import points as marked
 from spaceless.numerals import FIXED, listed, number, points, signed
@@ -16,6 +16,7 @@ from spaceless.tables import Column, Table
 from spaceless.wording import Answer
 
 _COSTS = {"params": "parameters", "macs": "multiply-adds", "latency": "time for a forward pass"}
+_EVEN = 0.5  # the confidence that goes by the measured difference alone
 _VERDICTS = {"baseline": "baseline", "within": "within", "beyond": "beyond", "open": "undecided",
              "diverged": "diverged"}
 
@@ -35,17 +36,21 @@ def compression_answer(search: Compression) -> Answer:
         text = f"{what}: no K that was tried is shown to stay within {points(search.tolerance)} of the baseline."
         if search.alone:
             text = (f"{what}: no K is accepted. K = {listed(search.alone)} lies within {points(search.tolerance)} of "
-                    "the baseline, but the K before it does not, or was not tried.")
+                    "the baseline, but the K before it is not shown to, or was not tried.")
+    elif search.chosen == 0:
+        text = (f"{what}: up to K = {search.largest} of {search.units} units by {METHOD_NAMES[search.method]} stay "
+                f"within {points(search.tolerance)} of the baseline, but none of those tried has fewer "
+                f"{_COSTS[search.objective]} than it.").replace("fewer time", "less time")
     else:
         base, found = search.at(0), search.at(search.chosen)
         # Times that were measured hours apart do not compare well enough to be part of an answer that has not asked.
         asked = [cost for cost in _COSTS if cost != "latency" or search.objective == "latency"]
         saved = [f"{_saved(found, base, cost)} {_COSTS[cost]}" for cost in asked if _saved(found, base, cost)]
         other = "" if search.chosen == search.largest else f" (K = {search.largest} would be within the tolerance too)"
-        text = (f"{what}: K = {search.chosen} of {search.units} units by {METHOD_NAMES[search.method]} has the fewest "
-                f"{_COSTS[search.objective]} within {points(search.tolerance)} of the baseline{other}: "
-                f"{', '.join(saved)}.").replace("fewest time", "least time")
-    return Answer(text, tuple(_notes(search)), "" if search.largest == 0 else _certainty(search, sure))
+        text = (f"{what}: K = {search.chosen} of {search.units} units by {METHOD_NAMES[search.method]} stays within "
+                f"{points(search.tolerance)} of the baseline with the fewest {_COSTS[search.objective]} of those tried "
+                f"and accepted{other}: {', '.join(saved)}.").replace("fewest time", "least time")
+    return Answer(text, tuple(_notes(search, sure)), "" if search.chosen == 0 else _certainty(search, sure))
 
 
 def _certainty(search: Compression, sure: str) -> str:
@@ -53,22 +58,28 @@ def _certainty(search: Compression, sure: str) -> str:
     runs = "one training each" if len(search.seeds) == 1 else f"{len(search.seeds)} trainings each"
     text = (f"How sure: on {search.images:,} held-out training images, {runs}, the difference is "
             f"{signed(found.difference)} points, and at least {signed(found.low)} at {sure} confidence")
-    return text + (", which leaves out what another seed would give." if len(search.seeds) == 1 else ".")
+    text += ", which leaves out what another seed would give" if len(search.seeds) == 1 else ""
+    return f"{text}. These images chose K, so that it looks a little better on them than it is."
 
 
-def _notes(search: Compression) -> list[str]:
+def _notes(search: Compression, sure: str) -> list[str]:
     notes = []
     if search.test is not None:
         test = search.test
+        beyond = "" if at_least(test.difference, -search.tolerance) else ", which is beyond the tolerance"
+        ends = "" if search.confidence == _EVEN else (
+            f" (at least {signed(test.low)} and at most {signed(test.high)}, each at {sure} confidence)")
         notes.append(f"On the {test.images:,} test images, read once: {number(test.chosen)}{FIXED}% against "
-                     f"{number(test.baseline)}{FIXED}%, a difference of {signed(test.difference)} points "
-                     f"({signed(test.low)} to {signed(test.high)}).")
+                     f"{number(test.baseline)}{FIXED}%, a difference of {signed(test.difference)} points"
+                     f"{beyond}{ends}.")
     tried = [each.k for each in search.tried if each.k]
-    notes.append(f"{len(tried)} of {search.units} K were tried (at most {search.budget}), each with "
+    if search.refused:
+        notes.append(f"{search.refused}.")
+    notes.append(f"{len(tried)} of {search.possible or search.units} K were tried (at most {search.budget}), each with "
                  f"{len(search.seeds)} seed{'s' if len(search.seeds) > 1 else ''}: {listed(tried)}.")
     if open_ks := [each.k for each in search.tried if each.verdict == "open"]:
-        notes.append(f"Undecided, and so not accepted: K = {listed(open_ks)}. More seeds or a larger holdout would "
-                     "narrow the interval.")
+        more = "A larger holdout" if len(search.seeds) == 1 else "A larger holdout or more seeds"
+        notes.append(f"Undecided, and so not accepted: K = {listed(open_ks)}. {more} would narrow the interval.")
     if search.alone and search.largest:
         notes.append(f"Within the tolerance, but not accepted since the K before is not or was not tried: "
                      f"K = {listed(search.alone)}.")

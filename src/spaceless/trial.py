@@ -115,13 +115,13 @@ class Start(Spec):
 
     `run` is the identity of its trial, `weights_sha256` that of its weights. `reduction`: the kernel's centre tap, the
     sum or the mean of its taps, the least-squares fit to what the original layer puts out, or for each layer the best
-    of these; judged on the first `images` training images.
+    of these. On the first `images` training images: three quarters are for the fit, the rest judge it.
     """
 
     run: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
     weights_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     reduction: Reduction = "best"
-    images: Annotated[int, Field(ge=16)] = 512
+    images: Annotated[int, Field(ge=16)] = 2048
     distillation: Distillation | None = None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +25,8 @@ from spaceless.store import WEIGHTS, Store
 from spaceless.trial import Recipe, Start, Trial
 from spaceless.units import is_spatial
 
+_Pair = tuple[Tensor, Tensor]  # what enters a layer, and what the original puts out there
+_Passes = Callable[[], Iterable[_Pair]]
 _STATISTICS = 1024  # training images that the statistics of batch normalisation are estimated from again
 
 
@@ -59,10 +61,11 @@ def warm_start(
 
     Layer by layer in the order of execution, given the layers in front that have theirs already: the kernel is what
     `start.reduction` says, and a bias makes the means of its outputs those of the original layer's. Where the changed
-    network has one position and the original many, the original's mean over positions is aimed at. The error is the
-    mean square of the difference of outputs, its mean per channel left out (a bias or the normalisation behind takes
-    it away), as a share of the variance of the original's. After each layer the batch normalisations behind the first
-    changed one take their statistics from the training images again.
+    network has one position and the original many, the original's mean over positions is aimed at. Reductions are
+    judged on images that the fit has not seen: on its own it can be exact and worthless. The error is the mean square
+    of the difference of outputs, its mean per channel left out (a bias or the normalisation behind takes it away), as a
+    share of the variance of the original's. After each layer the batch normalisations behind the first changed one take
+    their statistics from the training images again.
 
     Args:
         model: `original` changed by `conv1x1` or `gap_fc`, with all other weights the original's; changed in place
@@ -76,15 +79,16 @@ def warm_start(
     """
     device = next(iter(model.parameters())).device
     images = _first_images(data, recipe, seed, max(start.images, _STATISTICS), device)
-    few = _as_many(images, start.images)
+    fitted, others = _split(images, start.images)
     model.eval()
-    pairs = _changed(model, original, few[0])
-    behind = normalisations_behind(model, [layer.place for layer in pairs], few[0])
+    pairs = _changed(model, original, fitted[0])
+    behind = normalisations_behind(model, [layer.place for layer in pairs], fitted[0])
     taken: Counter[str] = Counter()
     errors = []
     with torch.no_grad():
         for layer in pairs:
-            name, error = layer.reduce(start, partial(_both, model, original, layer, few))
+            passes = partial(_both, model, original, layer)
+            name, error = layer.reduce(start, partial(passes, fitted), partial(passes, others))
             estimate_again(model, behind, images)
             taken[name] += 1
             errors.append(error)
@@ -103,25 +107,28 @@ class _Layer:
     place: nn.Module
     spatial: nn.Conv2d
 
-    def reduce(self, start: Start, passes: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> tuple[str, float]:
-        """Choose and set the kernel and the bias; return the name of the reduction and its error."""
+    def reduce(self, start: Start, fitted: _Passes, others: _Passes) -> tuple[str, float]:
+        """Choose and set the kernel and the bias; return the reduction's name and its error on the other images."""
         choices = candidates(self.spatial.weight, self.kernel.weight.shape)
         if start.reduction in ("best", "least_squares"):
-            choices["least_squares"] = fit(self.kernel, self.place, passes())
+            choices["least_squares"] = fit(self.kernel, self.place, fitted())
         if start.reduction != "best":
             choices = {start.reduction: choices[start.reduction]}
         sums = {name: _Sums() for name in choices}
-        for x, target in passes():
+        self._add(choices, sums, others())
+        found = {name: each.result()[0] for name, each in sums.items()}
+        best = min(found, key=lambda name: found[name])
+        self._add({best: choices[best]}, sums, fitted())
+        away = sums[best].result()[1]  # over all of the images
+        if self.kernel.bias is not None:
+            self.kernel.bias.sub_(away.to(self.kernel.bias.dtype))
+        return best, found[best]
+
+    def _add(self, choices: Mapping[str, Tensor], sums: Mapping[str, _Sums], pairs: Iterable[_Pair]) -> None:
+        for x, target in pairs:
             for name, weight in choices.items():
                 self.kernel.weight.copy_(weight)
                 sums[name].add(self.place(x), target)
-        found = {name: each.result() for name, each in sums.items()}
-        best = min(found, key=lambda name: found[name][0])
-        error, away = found[best]
-        self.kernel.weight.copy_(choices[best])
-        if self.kernel.bias is not None:
-            self.kernel.bias.sub_(away.to(self.kernel.bias.dtype))
-        return best, error
 
 
 class _Sums:
@@ -157,15 +164,18 @@ def _first_images(data: Images, recipe: Recipe, seed: int, wanted: int, device: 
     return found
 
 
-def _as_many(batches: Sequence[Tensor], wanted: int) -> list[Tensor]:
-    """Return the first batches, `wanted` images together; no batch of one, which has no variance."""
-    found: list[Tensor] = []
+def _split(batches: Sequence[Tensor], wanted: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the first `wanted` images, or all there are, in two parts: three quarters, and the rest."""
+    wanted = min(wanted, sum(map(len, batches)))
+    parts: tuple[list[Tensor], list[Tensor]] = [], []
+    first = 0
     for batch in batches:
-        left = wanted - sum(map(len, found))
-        if left < 2:
-            break
-        found.append(batch[:left])
-    return found
+        cut = min(max(0, 3 * wanted // 4 - first), len(batch))
+        for part, images in zip(parts, (batch[:cut], batch[cut:max(cut, wanted - first)]), strict=True):
+            if len(images):
+                part.append(images)
+        first += len(batch)
+    return parts
 
 
 def _changed(model: nn.Module, original: nn.Module, images: Tensor) -> list[_Layer]:
@@ -191,7 +201,7 @@ def _changed(model: nn.Module, original: nn.Module, images: Tensor) -> list[_Lay
 
 def _both(
     model: nn.Module, original: nn.Module, layer: _Layer, batches: Sequence[Tensor],
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Iterator[_Pair]:
     """Yield what enters the changed layer (N, C, H, W), and what the original puts out there, for each batch."""
     for images in batches:
         x = caught(model, layer.place, images, entering=True)

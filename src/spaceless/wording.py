@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from spaceless.agreement import CHANCE_LIMIT, Verdict
 from spaceless.certainty import certainty, interval, lone_run
-from spaceless.findings import ARROW, METHOD_NAMES, FreeK, Panel, free_ks, near_chance, scheme_name
+from spaceless.findings import ARROW, METHOD_NAMES, FreeK, Panel, free_ks, near_chance, scheme_name, within
 from spaceless.numerals import FIXED, listed, millions, number, points, signed, with_spread
 from spaceless.paper import Experiment
 from spaceless.rows import Row, whole_curve
@@ -53,12 +53,15 @@ def _over_k(panel: Panel, base: Row, top1: float, tolerance: float) -> Answer:
             f"{panel.title}: only the baseline is measured, {with_spread(top1, base.spread)} %, n = {base.n}.")
     best = max(free, key=lambda f: (f.k, f.row.trial.method in _COMPRESSING, -(f.row.params or 0)))
     if best.k == 0:
-        measured = listed({k for f in free for k in f.measured})
-        text = (f"{panel.title}: no measured K ({measured}) stays within {points(tolerance)} of the baseline's "
+        again = any(f.again for f in free)
+        measured = listed({f.measured[0] for f in free} if again else {k for f in free for k in f.measured})
+        which = f"already the first measured K ({measured}) does not stay" if again else (
+            f"no measured K ({measured}) stays")
+        text = (f"{panel.title}: {which} within {points(tolerance)} of the baseline's "
                 f"{with_spread(top1, base.spread)} %, n = {base.n}.")
         first = [r for r in panel.rows if r.trial.k == min(f.measured[0] for f in free) and r.top1 is not None]
         best_one = certainty(max(first, key=lambda r: r.top1 or 0.0), base, tolerance) if first else ""
-        return Answer(text, _diverged(free), best_one)
+        return Answer(text, _by_series(free, base) if again else _diverged(free), best_one)
     saved = _saved(best.row, base)
     if saved:
         saved = f"{millions(best.row.params)} parameters instead of {millions(base.params)} ({saved}), "
@@ -123,12 +126,14 @@ def _diverged(free: Sequence[FreeK]) -> tuple[str, ...]:
 
 
 def _single(panel: Panel, base: Row, top1: float, tolerance: float) -> Answer:
-    parts, lone = [], base
+    parts, lone, gone = [], base, []
     for name in dict.fromkeys(panel.series(r) for r in panel.rows if r.trial.only):
         line = {r.trial.only or 0: r for r in panel.rows if r.trial.only and panel.series(r) == name}
         drops = {unit: top1 - r.top1 for unit, r in line.items() if r.top1 is not None}
+        if diverged := [unit for unit, r in line.items() if r.diverged]:
+            gone.append(f"{name} in unit {listed(diverged)}")
         if drops:
-            free = [unit for unit, drop in drops.items() if drop <= tolerance]
+            free = [unit for unit, r in line.items() if within(r, top1 - tolerance)]
             worst = max(drops, key=lambda unit: drops[unit])
             lone = line[worst]
             parts.append(
@@ -138,6 +143,7 @@ def _single(panel: Panel, base: Row, top1: float, tolerance: float) -> Answer:
             )
     text = "; ".join(parts) or "no modified unit is measured"
     return Answer(f"{panel.title}: {text}. Baseline {with_spread(top1, base.spread)} %, {_runs(lone, base)}.",
+                  (f"A training diverged, which counts as a loss: {'; '.join(gone)}.",) if gone else (),
                   certainty=lone_run(lone, base))
 
 
@@ -165,7 +171,7 @@ def _mismatch(panel: Panel, base: Row, top1: float, tolerance: float) -> Answer:
     both, clean, only_test = (found.get((scheme, k)) for scheme in schemes)
     chance = "" if panel.chance is None else f" (chance {panel.chance:.1f})"
     last = "last unit" if k == 1 else f"last {k} units"
-    text = (f"{panel.title}: with the {last} shuffled only in the test, accuracy falls from {top1:.1f} to "
+    text = (f"{panel.title}: with the {last} shuffled only in the test, accuracy goes from {top1:.1f} to "
             f"{number(only_test.top1 if only_test else None, 1)}{chance}")
     if both or clean:
         text += (f"; trained with the shuffle it is {number(both.top1 if both else None, 1)} with and "
@@ -174,9 +180,9 @@ def _mismatch(panel: Panel, base: Row, top1: float, tolerance: float) -> Answer:
 
 
 def _receptive(panel: Panel, tolerance: float) -> Answer:
-    parts, unknown, guessing = [], [], []
+    parts, unknown, guessing, gone = [], [], [], []
     for size in sorted({r.image_size or 0 for r in panel.rows}):
-        line = [r for r in panel.rows if (r.image_size or 0) == size and r.top1 is not None]
+        line = [r for r in panel.rows if (r.image_size or 0) == size and (r.top1 is not None or r.diverged)]
         base = next((r for r in line if r.trial.method == "baseline"), None)
         if base is None or base.top1 is None or any(r.receptive_field is None for r in line):
             unknown.append(f"{size}")
@@ -186,14 +192,16 @@ def _receptive(panel: Panel, tolerance: float) -> Answer:
             continue
         field = base.receptive_field
         for row in sorted(line, key=lambda r: -(r.receptive_field or 0)):
-            if row.top1 is None or row.top1 < base.top1 - tolerance:
+            if not within(row, base.top1 - tolerance):
+                gone += [f"{row.receptive_field} pixels for images of {size}"] if row.diverged else []
                 break
             field = row.receptive_field
         parts.append(f"{field} pixels for images of {size}")
     lacking = f"The baseline or a receptive field is missing for images of {', '.join(unknown)} pixels."
     chance = (f"For images of {', '.join(guessing)} pixels the baseline itself is too near to chance for anything to "
               f"follow within {points(tolerance)}.")
-    notes = (*((lacking,) if unknown else ()), *((chance,) if guessing else ()))
+    notes = (*((lacking,) if unknown else ()), *((chance,) if guessing else ()),
+             *((f"A training diverged, which counts as a loss: {', '.join(gone)}.",) if gone else ()))
     if not parts:
         return Answer(f"{panel.title}: nothing follows yet.", notes)
     runs = sorted({r.n for r in panel.rows if r.n})

@@ -107,16 +107,16 @@ def run(
         train(plan(asked, variant.trials(k, place), COMMAND))
         return [_finished(trial, place) for trial in variant.trials(k, place)]
 
-    train(plan(asked, [trial for k in range(allowed.units + 1) for trial in asked.trials(k, place)], COMMAND))
+    train(plan(asked, [trial for k in range(allowed.possible + 1) for trial in asked.trials(k, place)], COMMAND))
     base = trained(asked, 0)
     sweep = [judged(k, trained(asked, k), base, asked.tolerance, asked.confidence)
-             for k in range(1, allowed.units + 1)]
+             for k in range(1, allowed.possible + 1)]
     found = search(asked, allowed, place, train, COMMAND, progress)
     progress(f"the sweep accepts K = {accepted(sweep)}, the search K = {found.largest}")
     warm = _warm(asked, case.warm_k, trained)
     k = found.chosen or case.warm_k
     networks = _described(_networks(asked, k, case.kinds, base, place, trained), asked, base[0])
-    whole, part = ((ks + 1) * len(case.seeds) for ks in (allowed.units, len(found.tried) - 1))
+    whole, part = ((ks + 1) * len(case.seeds) for ks in (allowed.possible, len(found.tried) - 1))
     return {
         "what": _WHAT, "network": f"{case.model} x {case.width:g}", "method": case.method,
         "data": base[0].data and base[0].data.model_dump(mode="json"),
