@@ -82,6 +82,26 @@ def test_no_gradient_is_computed_that_nobody_asks_for(channels):
     assert conv.weight.grad is conv.bias.grad is None
 
 
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+def test_no_image_at_all_is_a_batch_too(kind, bf16):
+    """A process that shares a last batch may have none of it."""
+    layer = nn.Conv2d(6, 8, **CONVOLUTIONS[kind])
+    x = torch.zeros(0, 6, 2, 2)
+    if kind in ("3x3 unpadded", "3x3 strides 1, 2"):
+        x = torch.zeros(0, 6, 4, 4)
+    theirs, ours = both_ways(layer, x, torch.zeros_like(layer(x)), bf16=(bf16, bf16))
+    assert [part.shape for part in ours] == [part.shape for part in theirs]
+    assert not any(part.any() for part in ours)
+
+
+def test_one_image_without_a_batch_is_left_to_pytorch():
+    layer, x = nn.Sequential(nn.Conv2d(6, 8, 3, padding=1)), torch.randn(6, 2, 2)
+    with fast_layers(layer):
+        fast = layer(x)
+    assert torch.equal(fast, layer(x))
+
+
 def test_a_kernel_that_does_not_fit_is_pytorchs_error():
     model = nn.Sequential(nn.Conv2d(4, 4, 3))
     with fast_layers(model), pytest.raises(RuntimeError, match=r"[Kk]ernel size"):
@@ -191,6 +211,13 @@ def test_other_probabilities_are_left_to_pytorch(p):
     torch.manual_seed(5)
     with fast_layers(model):
         assert torch.equal(model(x), expected)
+
+
+def test_dropout_in_place_drops_in_place():
+    layer, x = nn.Sequential(nn.Dropout(0.5, inplace=True)), torch.ones(1000)
+    with fast_layers(layer):
+        layer(x)
+    assert set(x.tolist()) == {0.0, 2.0}
 
 
 def test_nothing_is_dropped_in_evaluation():

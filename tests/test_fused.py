@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spaceless import fused as room
+from spaceless.errors import InputError
 from spaceless.evaluation import evaluate
 from spaceless.fused import Halves, Normalised, Pooled, quick
 from spaceless.models import build_model
@@ -220,7 +221,10 @@ def test_where_there_is_nothing_to_join_only_the_casts_are():
             return self.norm(x) if float(x.detach().sum()) > 0 else x
 
     choosing = nn.Sequential(nn.Conv2d(3, 3, 1), Choosing(), nn.Flatten(), nn.Linear(3 * 64, 10)).to(DEVICE)
-    assert room._rewritten(choosing, 8) is None
+    with pytest.raises(InputError, match="float"):
+        room._rewritten(choosing, 8)
+    with pytest.warns(UserWarning, match="Sequential is trained without our kernels, since with them .*: InputError"):
+        quick(choosing, 8, kernels=True)
 
 
 class Stem(nn.Module):
@@ -255,10 +259,12 @@ class Wide(Stem):
 def test_what_a_graph_does_not_hold_is_not_rewritten(kind):
     torch.manual_seed(0)
     model = kind().to(DEVICE).train()
-    assert room._rewritten(model, 8) is None
+    with pytest.raises(InputError, match="parts without gradients or autocast"):
+        room._rewritten(model, 8)
     x, y = images(side=8)
     if kind is Frozen:
-        found = quick(model, 8, kernels=True)
+        with pytest.warns(UserWarning, match="without our kernels, .* parts without gradients"):
+            found = quick(model, 8, kernels=True)
         assert isinstance(found, Halves)
     else:
         with pytest.warns(UserWarning, match="as it is, .* dtype"):

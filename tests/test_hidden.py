@@ -185,3 +185,71 @@ def test_what_leaves_positions_behind_the_change_alone_is_not_refused(method, op
     small, changes = remove_spatial(model, method, image_size=16, **options)
     assert {change.unit for change in changes} - {0} == {2}
     assert small(images(2, 16)).shape == (2, 4)
+
+
+class Norm(nn.Module):
+    """The layer normalisation of PyTorch's own example for images: a weight for every position."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.norm = nn.LayerNorm(shape)
+
+    def forward(self, x):
+        return self.norm(x)
+
+
+class Columns(nn.Module):
+    """A linear layer over the columns of a map, or over all positions of a flattened one."""
+
+    def __init__(self, *, flat):
+        super().__init__()
+        self.flat, self.linear = flat, nn.Linear(256 if flat else 16, 256 if flat else 16)
+
+    def forward(self, x):
+        return self.linear(x.flatten(2)).view_as(x) if self.flat else self.linear(x)
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(8, 8, batch_first=True)
+
+    def forward(self, x):
+        return self.lstm(x.flatten(2).transpose(1, 2))[0].transpose(1, 2).reshape(x.shape)
+
+
+class Space(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fold, self.conv, self.back = nn.PixelUnshuffle(2), nn.Conv2d(32, 32, 1), nn.PixelShuffle(2)
+
+    def forward(self, x):
+        return self.back(self.conv(self.fold(x)))
+
+
+class Rolled(nn.Module):
+    def forward(self, x):
+        return x + torch.roll(x, 1, 2)
+
+
+@pytest.mark.parametrize("method", ["shuffle", "gap_fc", "conv1x1"])
+@pytest.mark.parametrize("part", [Norm([8, 16, 16]), Columns(flat=False), Columns(flat=True), Recurrent(), Space(),
+                                  Rolled()], ids=lambda part: type(part).__name__)
+def test_modules_that_tell_positions_apart_are_refused_by_name(part, method):
+    model = Classifier(ConvBlock(3, 8), ConvBlock(8, 8), part, channels=8)
+    with pytest.raises(SurgeryError, match=r"weights that tell positions apart|spatial weights that are no Conv2d"):
+        remove_spatial(model, method, 1, image_size=16)
+
+
+@pytest.mark.parametrize("method", ["shuffle", "conv1x1"])
+def test_a_linear_layer_over_channels_tells_no_position(method):
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.linear = nn.LayerNorm(8), nn.Linear(8, 8)
+
+        def forward(self, x):
+            return x + self.linear(self.norm(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+
+    model = Classifier(ConvBlock(3, 8), ConvBlock(8, 8), Last(), channels=8)
+    assert remove_spatial(model, method, 1, image_size=16)[0](images(size=16)).shape == (2, 4)

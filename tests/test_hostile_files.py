@@ -309,7 +309,7 @@ def test_a_training_starts_again_beside_a_hostile_state(finished, spaceless, tmp
     made, place = finished
     states = tmp_path / "runs" / made.id / "states"
     outcome = read_outcome(place.store.folder(made) / "outcome.json")
-    put_state(states, 2, f"{made.id} on {outcome.data.digest}", zipped_state(one_pickle))
+    put_state(states, 2, f"{made.id} on {outcome.data.digest} in {outcome.precision}", zipped_state(one_pickle))
     with pytest.warns(UserWarning, match="state-000000002"):
         assert spaceless(*train())[0] == 0
     again = read_outcome(tmp_path / "runs" / made.id / "outcome.json")

@@ -450,3 +450,17 @@ def test_a_stride_that_is_not_whole():
     traced = trace(nn.Sequential(conv(3, 4, 3, 2, 1), nn.Upsample(scale_factor=4)), 16)
     found = receptive_fields(traced)[traced.nodes[-2]]
     assert (found.size, found.stride, found.offset) == (3, 0.5, -1)
+
+
+@pytest.mark.parametrize("two", [torch.min, lambda x, p: torch.max(x, other=p), torch.minimum],
+                         ids=["positional", "named", "minimum"])
+def test_the_smaller_of_two_tensors_is_no_reduction(two):
+    class Capped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cap = nn.Parameter(torch.tensor(6.0))
+
+        def forward(self, x):
+            return two(x, self.cap)
+
+    assert usable_field(Classifier(stem(4), Capped(), conv(4, 4, 3), channels=4), 16) == ReceptiveField(5, 1, -1)

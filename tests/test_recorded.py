@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -113,14 +115,18 @@ def test_on_a_cpu_large_maps_are_drawn_for_step_by_step():
     assert steps.ahead == {}
 
 
-def test_a_network_that_draws_on_the_host_is_not_recorded():
-    steps = Steps(lambda *_: torch.rand(1), nn.Identity(), (), recording=True)
+@pytest.mark.parametrize("draw", [lambda: torch.rand(1), random.random, np.random.rand],
+                         ids=["torch", "random", "numpy"])
+def test_a_network_that_draws_on_the_host_is_not_recorded(draw):
+    steps = Steps(lambda *_: draw(), nn.Identity(), (), recording=True)
     steps.make(0, 4, (torch.zeros(2),))
     with pytest.warns(UserWarning, match="draws random numbers on the host"):
         steps.make(1, 4, (torch.zeros(2),))
     for number in range(2, 6):  # on a CPU a recording would fail
         steps.make(number, 4, (torch.zeros(2),))
 
+
+def test_a_network_that_moves_its_tensors_is_not_recorded():
     model = nn.BatchNorm1d(2)
 
     def moved(*_: object) -> None:

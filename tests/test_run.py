@@ -125,6 +125,20 @@ def test_interrupted_and_resumed_it_comes_to_the_same(done, tmp_path, steps):
     assert not Store(tmp_path).states(made).exists()
 
 
+def test_a_state_of_another_precision_is_not_gone_on_with(tmp_path, monkeypatch):
+    """A machine that multiplies bf16 was interrupted, and one that does not has the same folder."""
+    made, place = trial(recipe=RECIPE.model_copy(update={"precision": "auto"})), Place(tmp_path, device="cpu")
+    asked = iter([None] * 10)
+    monkeypatch.setattr(run, "choose_precision", lambda *_: "bf16")
+    with pytest.raises(Interrupted):
+        run_trial(made, place, stop=lambda: next(asked, signal.SIGTERM))
+    monkeypatch.setattr(run, "choose_precision", lambda *_: "fp32")
+    with pytest.warns(UserWarning, match="set aside"):
+        found = run_trial(made, place)
+    assert found.precision == "fp32"
+    assert found.weights_sha256 == run_trial(made, Place(tmp_path / "whole", device="cpu")).weights_sha256
+
+
 def test_latency_is_of_the_trained_network_in_the_format_of_fp32_and_changes_nothing_else(tmp_path, monkeypatch):
     seen, clock = [], time.perf_counter
 

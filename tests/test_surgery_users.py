@@ -1,5 +1,7 @@
 """Surgery on a user's own network: modules that are shared, pooling of every kind, and what cannot be done is said."""
 
+from typing import NamedTuple
+
 import pytest
 import torch
 from torch import nn
@@ -8,7 +10,7 @@ from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 from torchvision.models import DenseNet
 
 from networks import SMALL, Classifier, ConvBlock, Residual, StemLast, images, randomised, stem
-from spaceless.errors import SurgeryError
+from spaceless.errors import InputError, SurgeryError
 from spaceless.models import GlobalAveragePool
 from spaceless.surgery import remove_spatial
 from spaceless.trial import Change
@@ -308,3 +310,62 @@ def test_what_is_frozen_stays_frozen(method):
     model.head.bias.requires_grad_()
     small, _ = remove_spatial(model, method, 2, image_size=8)
     assert [name for name, parameter in small.named_parameters() if parameter.requires_grad] == ["head.bias"]
+
+
+class Masked(nn.Conv2d):
+    """A sparse convolution: its kernel is its weights times a mask that knows nothing of a smaller kernel."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.register_buffer("mask", torch.ones_like(self.weight))
+
+    def forward(self, x):
+        return self._conv_forward(x, self.weight * self.mask, self.bias)
+
+
+@pytest.mark.parametrize("method", ["conv1x1", "gap_fc"])
+def test_a_mask_of_the_kernels_size_is_refused(method):
+    model = Classifier(ConvBlock(3, 8), Masked(8, 8, 3, padding=1), channels=8)
+    with pytest.raises(SurgeryError, match="a mask"):
+        remove_spatial(model, method, 1, image_size=16)
+
+
+def test_an_answer_in_an_object_of_its_own_is_refused_by_name():
+    class Answer(NamedTuple):
+        logits: torch.Tensor
+
+    class Wrapped(Classifier):
+        def forward(self, x):
+            return Answer(super().forward(x))
+
+    with pytest.raises(SurgeryError, match="found an output that is a"):
+        remove_spatial(Wrapped(ConvBlock(3, 8), ConvBlock(8, 8), channels=8), "shuffle", 1, image_size=16)
+
+
+def test_layers_that_the_network_does_not_know_of_are_refused_by_name():
+    class Listed(Classifier):
+        def __init__(self):
+            super().__init__(ConvBlock(3, 8), ConvBlock(8, 8), channels=8)
+            self.more = [nn.Conv2d(8, 8, 3, padding=1)]
+
+        def forward(self, x):
+            x = self.features(x)
+            return self.head((self.more[0](x) if float(x.detach().sum()) > -1e9 else x).mean((2, 3)))
+
+    with pytest.raises(SurgeryError, match=r"neither parameter nor buffer .* nn\.ModuleList"):
+        remove_spatial(Listed(), "shuffle", 1, image_size=16)
+
+
+def test_the_graph_of_a_network_of_blocks_is_no_network_of_blocks():
+    graph = torch.fx.symbolic_trace(Classifier(Residual(3, 8), Residual(8, 8), channels=8))
+    with pytest.raises(InputError, match="pass the network itself, not its graph"):
+        remove_spatial(graph, "shuffle", 1, image_size=16)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_normalisation_over_positions_leaves_nothing_of_a_pooled_vector(known):
+    model = Classifier(ConvBlock(3, 8), nn.Conv2d(8, 8, 3, padding=1), nn.InstanceNorm2d(8, track_running_stats=known),
+                       channels=8)
+    with pytest.raises(SurgeryError, match="a normalisation over the positions of an image"):
+        remove_spatial(model, "gap_fc", 1, image_size=16)
+    assert remove_spatial(model, "conv1x1", 1, image_size=16)[0](images(size=16)).shape == (2, 4)

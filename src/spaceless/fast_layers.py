@@ -52,7 +52,8 @@ class _FastReLU(nn.ReLU):
 class _FastDropout(nn.Dropout):
     def forward(self, x: Tensor) -> Tensor:
         steps = self.p * (1 << 16)
-        if not self.training or x.device.type != "cpu" or steps != int(steps) or not 0 < self.p < 1:
+        plain = self.inplace or x.device.type != "cpu" or steps != int(steps) or not 0 < self.p < 1
+        if plain or not self.training:
             return super().forward(x)
         drawn = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-1 << 63, None).view(torch.int16)
         kept = drawn[:x.numel()].view(x.shape) >= int(steps) - (1 << 15)

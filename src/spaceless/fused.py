@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from spaceless.errors import InputError
 from spaceless.shuffle import ShuffleConv, seek
-from spaceless.tracing import example_input, trace_graph
+from spaceless.tracing import example_input, first_line, one_mode, trace_graph
 
 _RELUS = (functional.relu, torch.relu, torch.relu_, "relu", "relu_")
 _SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
@@ -129,7 +129,7 @@ def quick(model: nn.Module, image_size: int, *, kernels: bool) -> nn.Module | Ha
             if (why := _difference(model, image_size, joined=joined)) is None:
                 return Halves(network)
         except Exception as error:  # the network's own code, traced, copied, and run on other types
-            why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
+            why = first_line(error)
         warnings.warn(
             f"{type(model).__name__} is trained {'without our kernels' if joined else 'as it is'}, since with them it "
             f"would not be the same: {why}", stacklevel=3)
@@ -151,15 +151,16 @@ def kernels_work(device: torch.device) -> bool:
 
 
 def _rewritten(model: nn.Module, image_size: int) -> nn.Module | None:
-    """Return `model` as a graph in which what can be joined is; None if there is nothing."""
+    """Return `model` as a graph in which what can be joined is; None if there is nothing.
+
+    Raises InputError for a network that no graph stands for.
+    """
     device = next(iter(model.parameters())).device
-    try:
-        with torch.autocast(device.type, torch.bfloat16):  # so that a part which leaves it out shows
-            graph = trace_graph(model, image_size)
-    except InputError:
-        return None
-    if len({node.meta.get("modes") for node in graph.nodes}) > 1:
-        return None
+    with torch.autocast(device.type, torch.bfloat16):  # so that a part which leaves it out shows
+        graph = trace_graph(model, image_size)
+    if not one_mode(graph.nodes):
+        raise InputError(type(model).__name__, found="parts without gradients or autocast", expected="one mode",
+                         cure="leave it as it is")
     found = fx.GraphModule(model, graph)
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
     joined = 0

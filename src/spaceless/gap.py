@@ -62,6 +62,10 @@ def gap_fc(plan: Plan) -> None:
                 f"gap_fc on {path}", found="calls before and behind the pooled unit", expected="calls on one side",
                 cure="give every call a module of its own, or choose another method",
             )
+        if isinstance(module, nn.InstanceNorm2d):
+            raise SurgeryError(
+                f"gap_fc on {path}", found="a normalisation over the positions of an image",
+                expected="one that a single position leaves something of", cure="choose another method")
         unit = plan.unit_of(path)
         if isinstance(module, nn.Conv2d) and is_depthwise(module):
             plan.replace(unit, path, nn.Identity())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import fx, nn
 
 from spaceless.errors import SurgeryError
@@ -9,16 +11,20 @@ from spaceless.tracing import Trace, module_stack
 from spaceless.units import Unit
 
 _KERNEL_FUNCTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose2d", "deform_conv2d")
-_UNFOLDING = ("fold", "unfold")
+_UNFOLDING = ("fold", "unfold", "pixel_unshuffle", "roll")
 _COUNTING = ("arange", "linspace", "cumsum", "meshgrid")
 _PRODUCTS = ("matmul", "bmm", "einsum", "baddbmm", "scaled_dot_product_attention")
-_KERNEL_MODULES = (nn.ConvTranspose2d, nn.Unfold, nn.Fold, nn.Conv1d, nn.Conv3d)
+_KERNEL_MODULES = (nn.ConvTranspose2d, nn.Unfold, nn.Fold, nn.Conv1d, nn.Conv3d, nn.PixelUnshuffle)
 
 
 def is_filter(traced: Trace, node: fx.Node) -> bool:
     """Tell whether `node` is a function that joins neighbouring positions by a kernel."""
     if node.op != "call_function" or getattr(node.target, "__name__", "") not in _KERNEL_FUNCTIONS:
         return False
+    if len(node.all_input_nodes) == 1:
+        raise SurgeryError(
+            _place(traced, node), found=f"a kernel that is neither parameter nor buffer ({node.name})",
+            expected="layers that the network knows of", cure="register it, or keep the layers in an nn.ModuleList")
     kernel = traced.shapes.get(node.all_input_nodes[1], ())
     return len(kernel) != 4 or kernel[2:] != (1, 1)
 
@@ -56,7 +62,7 @@ def refuse_hidden(traced: Trace, targets: list[Unit], *, behind: bool) -> None:
                 cure="use nn.Conv2d there, or change only units behind it",
             )
         weights = [source for source in node.all_input_nodes if source in constant and node not in constant]
-        if any(_tells_places(traced, node, source) for source in weights):
+        if any(_tells_places(traced, node, source) for source in weights) or _of_places(traced, node):
             raise SurgeryError(
                 _place(traced, node), found=f"weights that tell positions apart ({node.name})",
                 expected="layers that treat all positions alike", cure="change only units behind it",
@@ -123,6 +129,34 @@ def _tells_places(traced: Trace, node: fx.Node, weights: fx.Node) -> bool:
         return False
     own = (0, *shape)[-3:-1] if node in traced.channels_last else shape[-2:]
     return any(side > 1 for side in own)
+
+
+def _of_places(traced: Trace, node: fx.Node) -> bool:
+    """Tell whether `node` is a module whose weights belong to positions, or which reads them in their order."""
+    module = traced.module_of(node)
+    if not isinstance(module, nn.LayerNorm | nn.RMSNorm | nn.Linear | nn.RNNBase) or not _sees_positions(traced, node):
+        return False
+    if not isinstance(module, nn.Linear):
+        return isinstance(module, nn.RNNBase) or len(module.normalized_shape) > 1
+    (source,) = node.all_input_nodes
+    if _is_map(traced, source):  # over its columns
+        return True
+    before, flat = source.all_input_nodes[:1], traced.shapes.get(source, ())
+    return any(_is_map(traced, each) and tuple(flat) == (*traced.shapes[each][:2], math.prod(traced.sides(each)))
+               for each in before)
+
+
+def _is_map(traced: Trace, node: fx.Node) -> bool:
+    """Tell whether `node` is surely a map (N, C, H, W): what a layer for such maps has put out, or as large."""
+    shape = traced.shapes.get(node, ())
+    while len(shape) == 4:
+        if isinstance(traced.module_of(node), nn.Conv2d | nn.BatchNorm2d):
+            return True
+        before = [each for each in node.all_input_nodes if traced.shapes.get(each, ()) == shape]
+        if not before or _name(node) in ("permute", "transpose", "reshape", "view"):
+            return False
+        node = before[0]
+    return False
 
 
 def _one_side(traced: Trace, node: fx.Node) -> bool:

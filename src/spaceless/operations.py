@@ -146,6 +146,8 @@ class _Call:
             return self._adaptive()
         if name in _RESHAPES:
             return self._reshaped()
+        if name in ("max", "min") and isinstance(argument(node, 1, "other"), fx.Node):
+            return field  # of two tensors, entry by entry
         if name in _REDUCTIONS:
             return self._reduced(argument(node, 2 if name == "norm" else 1, "dim"))
         if name in ("permute", "transpose", "swapaxes", "swapdims"):

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from spaceless.errors import SurgeryError
 from spaceless.shuffle import ShuffleConv
-from spaceless.tracing import Trace
+from spaceless.tracing import Trace, put
 from spaceless.trial import Change
 from spaceless.units import Unit, is_spatial
 
@@ -40,7 +40,7 @@ class Plan:
             module.training = module.training if module in kept else old.training
         self.made |= set(new.modules()) - kept if unit else set()
         self.changes.append(Change(unit=unit, path=path, before=describe(old), after=describe(new)))
-        self.model.set_submodule(path, new)
+        put(self.model, path, new)
 
     def own(self, path: str) -> nn.Module:
         """Return the layer at `path`, whose weights are to be replaced; SurgeryError where they are no parameters."""
@@ -49,6 +49,13 @@ class Plan:
             raise SurgeryError(
                 path, found="weights that are computed from others", expected="weights that are parameters",
                 cure="call torch.nn.utils.parametrize.remove_parametrizations, prune.remove or remove_spectral_norm",
+            )
+        if isinstance(layer, nn.Conv2d) and is_spatial(layer) and any(
+                tensor.shape[-2:] == layer.kernel_size for name, tensor in itertools.chain(
+                    layer.named_parameters(), layer.named_buffers()) if name != "weight"):
+            raise SurgeryError(
+                path, found="a mask, or another tensor of the kernel's size", expected="weights that are the kernel",
+                cure="multiply it into the weights of a plain nn.Conv2d",
             )
         return layer
 

@@ -116,6 +116,8 @@ class ProductConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """Return what the convolution of x (N, C, H, W) returns."""
         assert not isinstance(self.padding, str)  # see is_product
+        if x.dim() != 4 or not len(x):  # of a last batch a process may have no image
+            return super().forward(x)
         half = torch.is_autocast_enabled(x.device.type)
         sides = [(side + 2 * pad - k) // step + 1 for side, pad, k, step in zip(
             x.shape[2:], self.padding, self.kernel_size, self.stride, strict=True)]

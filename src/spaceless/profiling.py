@@ -25,7 +25,7 @@ from spaceless.evaluation import autocast, in_format, ranked
 from spaceless.sensitivity import Curve, Sensitivity, Shuffled
 from spaceless.shuffle import ShuffleConv, shuffles
 from spaceless.surgery import remove_spatial, without_shuffle
-from spaceless.tracing import trace_graph
+from spaceless.tracing import put, trace_graph
 from spaceless.units import Unit, find_units
 
 _ALONE, _LAST = 0, 1
@@ -189,7 +189,7 @@ def _uncut(model: nn.Module, units: Sequence[Unit]) -> tuple[list[Cut], Callable
         def run(x: Tensor) -> Tensor:
             for path, module in found.items():
                 assert isinstance(module, ShuffleConv)
-                model.set_submodule(path, module if unit_of[path] in shuffled else module.conv)
+                put(model, path, module if unit_of[path] in shuffled else module.conv)
             return model(x)  # type: ignore[no-any-return]
 
         return run

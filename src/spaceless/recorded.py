@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -117,7 +118,8 @@ class _Recording:
 def _host(model: nn.Module) -> tuple[object, ...]:
     """Return what a step must leave as it was: the host's random states, and where the network's tensors lie."""
     places = [tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())]
-    return torch.get_rng_state().tolist(), random.getstate(), places
+    kind, keys, *rest = np.random.get_state()
+    return torch.get_rng_state().tolist(), random.getstate(), (kind, np.asarray(keys).tobytes(), *rest), places
 
 
 def _forget_recording(device: torch.device, pool: Any) -> None:

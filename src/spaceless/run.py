@@ -157,8 +157,9 @@ def run_trial(
         training = train(
             model, data, trial.recipe, trial.seed, precision=precision, loss=loss, stop=stop, progress=progress,
             eager=place.eager,
-            # A state belongs to the images as well: a file that changed under its name must not be gone on with.
-            states=States(store.states(trial), f"{trial.id} on {data.digest}", place.save_seconds),
+            # A state belongs to the images as well, a file may change under its name; and to the precision, which
+            # another machine that goes on may choose otherwise.
+            states=States(store.states(trial), f"{trial.id} on {data.digest} in {precision}", place.save_seconds),
         )
         trained = time.perf_counter()
         repeats = trial.repeats if any(shuffles(model)) else 1  # with `strip` there may be no shuffle left

@@ -20,7 +20,7 @@ from spaceless.plan import Plan, followers, is_depthwise, once, pointwise
 from spaceless.pooling import as_modules, pooling_within
 from spaceless.shuffle import Shuffle, ShuffleConv
 from spaceless.strip import strip_units
-from spaceless.tracing import Trace, copied, first_line, output_shape, trace
+from spaceless.tracing import Trace, copied, first_line, output_shape, put, trace
 from spaceless.trial import METHODS, Change, ShuffleOptions
 from spaceless.units import Unit, is_spatial, units_of
 
@@ -97,7 +97,7 @@ def without_shuffle(model: nn.Module) -> nn.Module:
     plain = copy.deepcopy(model)
     for path, module in list(plain.named_modules()):
         if isinstance(module, ShuffleConv):
-            plain.set_submodule(path, module.conv)
+            put(plain, path, module.conv)
     return plain
 
 
@@ -105,9 +105,11 @@ def _plan(model: nn.Module, k: int | None, only: int | None, image_size: int, st
     own = copied(model)
     traced = trace(model, image_size)
     output = traced.nodes[-1].args[0]
-    if not isinstance(output, fx.Node):
+    if not isinstance(output, fx.Node) or output not in traced.shapes:
+        kind = "n object of a class of its own" if isinstance(output, fx.Node) else (
+            f" {type(output).__name__.removeprefix('immutable_')}")
         raise SurgeryError(
-            type(model).__name__, found=f"an output that is a {type(output).__name__.removeprefix('immutable_')}",
+            type(model).__name__, found=f"an output that is a{kind}",
             expected="one tensor, the logits", cure="wrap the network in a module that returns them alone",
         )
     units = units_of(traced, stem=stem)
@@ -155,6 +157,8 @@ def _shuffle(plan: Plan, targets: list[Unit], options: ShuffleOptions, seed: int
 
 
 def _conv1x1(plan: Plan, targets: list[Unit], downsample: str) -> None:
+    changed = {node for unit in targets for node in plan.traced.inside(unit.name)}
+    done: set[str] = set()
     for unit in targets:
         for path in as_modules(plan, unit):
             plan.replace(unit.index, path, nn.Identity())
@@ -163,6 +167,14 @@ def _conv1x1(plan: Plan, targets: list[Unit], downsample: str) -> None:
             if not isinstance(conv, nn.Conv2d) or (not is_spatial(conv) and max(conv.stride) == 1):
                 continue
             path = str(node.target)
+            if path in done:  # as part of another unit
+                continue
+            done.add(path)
+            if not set(plan.traced.calls(path)) <= changed:
+                raise SurgeryError(
+                    path, found="a convolution that layers in front of the changed units use too",
+                    expected="one of the changed units alone", cure="change the other units as well, or fewer",
+                )
             strided = max(conv.stride) > 1
             pool = _pooling(plan, node, conv, downsample) if strided and downsample != "stride" else None
             trim = _trim(plan, node, conv, pool)

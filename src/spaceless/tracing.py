@@ -330,6 +330,13 @@ def autocasting() -> Iterator[None]:
             torch.set_autocast_enabled(kind, enabled)
 
 
+def put(model: nn.Module, path: str, new: nn.Module) -> None:
+    """Put `new` in the place of the module at `path` in `model`, under every name that this module has there."""
+    old = model.get_submodule(path)
+    for name in [name for name, module in model.named_modules(remove_duplicate=False) if module is old]:
+        model.set_submodule(name, new)
+
+
 def first_line(error: Exception) -> str:
     """Return what went wrong in a network's own code, in at most 200 characters."""
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]

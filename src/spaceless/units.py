@@ -84,9 +84,13 @@ def _unit(traced: Trace, index: int, name: str, convs: tuple[str, ...]) -> Unit:
     module = traced.model.get_submodule(name)
     first = traced.calls(convs[0])[0]
     # What leaves the module may be several maps, or a sequence of positions: the last map in it counts.
-    leaving = [node for node in traced.inside(name) if len(traced.shapes.get(node, ())) == 4][-1]
+    leaving = [node for node in traced.inside(name) if len(traced.shapes.get(node, ())) == 4]
+    if not leaving:
+        raise InputError(
+            name, found="a block of which the network is no longer made", expected="modules that call each other",
+            cure="pass the network itself, not its graph")
     params = sum(p.numel() for p in module.parameters())
-    sizes = traced.sides(first.all_input_nodes[0]), traced.sides(leaving)
+    sizes = traced.sides(first.all_input_nodes[0]), traced.sides(leaving[-1])
     return Unit(index, name, type(module).__name__, convs, *sizes, params)
 
 

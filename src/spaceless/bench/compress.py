@@ -298,7 +298,7 @@ def _search_part(record: dict[str, Any]) -> list[list[str]]:
 
 
 def _warm_part(record: dict[str, Any]) -> list[list[str]]:
-    rows = ["| start | epochs | top-1 on the images held out, % | minus from scratch, points | interval |",
+    rows = [f"| start | epochs | top-1 on the images held out, % | minus from scratch, points | {_ends(record)} |",
             "|---|---|---|---|---|"]
     rows += [
         f"| {each['start']}{', distilled' if each['distilled'] else ''} | {each['epochs']} | {_number(each['top1'])} | "
@@ -310,7 +310,7 @@ def _warm_part(record: dict[str, Any]) -> list[list[str]]:
 
 def _network_part(record: dict[str, Any]) -> list[list[str]]:
     rows = ["| network | further epochs | parameters | multiply-adds | top-1 on the test images, % | minus the "
-            "original | interval | times as fast, 1 image | times as fast, 64 images |",
+            f"original | {_ends(record)} | times as fast, 1 image | times as fast, 64 images |",
             "|---|---|---|---|---|---|---|---|---|"]
     rows += [
         f"| {each['network']} | {each['epochs'] or '–'} | {each['params']:,} | {each['macs']:,} | "
@@ -323,6 +323,10 @@ def _network_part(record: dict[str, Any]) -> list[list[str]]:
     end = (f"Test images: {record['networks'][0]['test_images']:,}. The original takes {times} (fp32, "
            f"{record['threads']} threads); ratios are medians and quartiles over {_PASSES} passes taken in turn.")
     return [[f"## {record['method']} at K = {record['k']} and pruning to as many parameters"], rows, [end]]
+
+
+def _ends(record: dict[str, Any]) -> str:
+    return f"at least and at most, each {100 * record['confidence']:g} % sure"
 
 
 def _gap_cells(row: dict[str, Any], first: dict[str, Any]) -> str:

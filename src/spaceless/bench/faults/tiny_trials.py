@@ -58,7 +58,7 @@ def place(out: Path) -> Place:
 
 def owner(trial: Trial) -> str:
     """Return the identity that the states of `trial` carry."""
-    return f"{trial.id} on {load_data(trial).digest}"
+    return f"{trial.id} on {load_data(trial).digest} in fp32"
 
 
 def timeless(outcome: Outcome) -> dict[str, Any]:
