@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from networks import SMALL, images, inverted, randomised, residual
+from networks import SMALL, Classifier, images, inverted, randomised, residual, stem
 from spaceless.errors import InputError, SurgeryError
 from spaceless.gap import FullyConnected
 from spaceless.models import build_model
@@ -247,6 +247,16 @@ def test_depthwise_convolutions_go_with_their_normalisation_and_activation():
         "Conv2d", "BatchNorm2d", "ReLU6", "Identity", "Identity", "Identity", "Conv2d", "BatchNorm2d"]
     assert [type(layer).__name__ for layer in change(residual(), "conv1x1", 1).features[4].children()] == [
         "Conv2d", "BatchNorm2d", "Conv2d", "Identity"]
+
+
+@pytest.mark.parametrize("method", ["conv1x1", "gap_fc"])
+def test_they_go_in_either_order(method):
+    """ConvMixer has the activation first."""
+    mixer = nn.Sequential(nn.Conv2d(8, 8, 5, padding=2, groups=8), nn.GELU(), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1))
+    small, _ = remove_spatial(Classifier(stem(8), mixer, channels=8), method, 1, image_size=16)
+    mixed = small.features[1]
+    assert [type(layer).__name__ for layer in (*mixed[0].modules(), mixed[1], mixed[2])][-3:] == ["Identity"] * 3
+    assert not any(isinstance(layer, nn.GELU | nn.BatchNorm2d) for layer in mixed.modules())
 
 
 # What is refused

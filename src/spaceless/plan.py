@@ -82,13 +82,17 @@ def describe(module: nn.Module) -> str:
 
 def followers(traced: Trace, node: fx.Node) -> list[str]:
     """Return the paths of the normalisation and the activation that belong to the convolution called by `node`."""
-    found = []
-    for wanted in (_is_normalisation, _is_activation):
+    found: list[str] = []
+    kinds = [_is_normalisation, _is_activation]  # in either order
+    while kinds:
         users = list(node.users)
         module = traced.module_of(users[0]) if len(users) == 1 else None
-        if module is not None and wanted(module) and len(traced.calls(str(users[0].target))) == 1:
-            found.append(str(users[0].target))
-            node = users[0]
+        kind = next((each for each in kinds if module is not None and each(module)), None)
+        if kind is None or len(traced.calls(str(users[0].target))) != 1:
+            break
+        kinds.remove(kind)
+        found.append(str(users[0].target))
+        node = users[0]
     return found
 
 

@@ -22,6 +22,7 @@ from spaceless.data.readers import Images
 from spaceless.distributed import gathered, highest, share, total
 from spaceless.errors import InputError, Interrupted
 from spaceless.evaluation import autocast, in_format, ranked
+from spaceless.fast_layers import fast_layers
 from spaceless.sensitivity import Curve, Sensitivity, Shuffled
 from spaceless.shuffle import ShuffleConv, shuffles
 from spaceless.surgery import remove_spatial, without_shuffle
@@ -34,7 +35,7 @@ _APART = 0.01  # of the largest answer: far above the rounding of another kernel
 
 def measure_sensitivity(
     model: nn.Module, data: Images, *, repeats: int = 10, seed: int = 0, stem: bool = True, precision: str = "fp32",
-    batch_size: int = 256, stop: Callable[[], int | None] | None = None,
+    batch_size: int = 256, eager: bool = False, stop: Callable[[], int | None] | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Sensitivity:
     """Return the test accuracy of a trained `model` with each unit shuffled alone, and with the last K, for all K.
@@ -52,6 +53,7 @@ def measure_sensitivity(
         stem: See `find_units`.
         precision: `fp32` or `bf16` (autocast).
         batch_size: Images per forward pass.
+        eager: Compute every layer by PyTorch's own operations.
         stop: Asked after every pass over a batch; a signal number ends the work.
         progress: Called with the share that is done.
 
@@ -81,7 +83,7 @@ def measure_sensitivity(
     batch_count = -(-data.test_count // batch_size)
     plan = [(place, scheme, repeat) for place in range(len(units)) for scheme in (_ALONE, _LAST)
             for repeat in range(repeats) if (place, scheme) != (len(units) - 1, _ALONE)]  # the last unit alone is K = 1
-    with (torch.inference_mode(), autocast(device, precision),
+    with (torch.inference_mode(), autocast(device, precision), fast_layers(shuffled, eager=eager),
           closing(test_batches(data, batch_size, device, share())) as batches):
         for number, (images, labels, broken) in enumerate(batches):
             left_out.add(broken)

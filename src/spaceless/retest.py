@@ -150,7 +150,7 @@ def profile_run(
     started, begun = datetime.now(UTC), time.perf_counter()
     found = measure_sensitivity(
         trained.model.to(device), trained.data, repeats=repeats, seed=trial.seed, stem=stem_is_unit(trial.model),
-        precision=precision, stop=stop, progress=progress,
+        precision=precision, eager=place.eager, stop=stop, progress=progress,
     ).model_copy(update={
         "weights_sha256": trained.outcome.weights_sha256, "precision": precision, "versions": versions(),
         "hardware": hardware(device), "threads": torch.get_num_threads(), "processes": share().count,
