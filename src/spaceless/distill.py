@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spaceless.evaluation import autocast, in_format
-from spaceless.fast_layers import fast_layers
 from spaceless.trial import Distillation
 
 # From logits (B, classes) in fp32, labels int64 (B,) and what went into the network to the loss, summed over the batch.
@@ -21,14 +20,13 @@ def cross_entropy(logits: Tensor, labels: Tensor, _inputs: Tensor) -> Tensor:
     return functional.cross_entropy(logits, labels, reduction="sum")
 
 
-def distilled(original: nn.Module, distillation: Distillation, precision: str, *, eager: bool = False) -> Loss:
+def distilled(original: nn.Module, distillation: Distillation, precision: str) -> Loss:
     """Return the loss of `Distillation` towards the answers of `original`, which is put into evaluation mode.
 
     Args:
         original: On the device that computes; it is not trained.
         distillation: Temperature and weight.
         precision: What `original` computes in, `fp32` or `bf16` (autocast).
-        eager: Have it compute every layer by PyTorch's own operations.
 
     """
     if precision == "bf16":
@@ -37,7 +35,7 @@ def distilled(original: nn.Module, distillation: Distillation, precision: str, *
     warmth, weight = distillation.temperature, distillation.weight
 
     def loss(logits: Tensor, labels: Tensor, inputs: Tensor) -> Tensor:
-        with torch.no_grad(), autocast(inputs.device, precision), fast_layers(original, eager=eager):
+        with torch.no_grad(), autocast(inputs.device, precision):
             answers = original(in_format(inputs, precision))
         divergence = functional.kl_div(
             functional.log_softmax(logits / warmth, 1), functional.log_softmax(answers.float() / warmth, 1),

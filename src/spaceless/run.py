@@ -30,6 +30,7 @@ from spaceless.distill import Loss, cross_entropy, distilled
 from spaceless.distributed import from_first, refuse_unshareable, share, told_by_all
 from spaceless.errors import InputError
 from spaceless.evaluation import evaluate
+from spaceless.fast_layers import fast_layers
 from spaceless.models import build_model, stem_is_unit, untrained
 from spaceless.rebuild import changed
 from spaceless.receptive import head_note, usable_field
@@ -152,8 +153,9 @@ def run_trial(
     if original is not None and trial.start is not None:
         notes += warm_start(model, original.to(device), data, trial.recipe, trial.seed, trial.start)
         if trial.start.distillation is not None:
-            loss = distilled(original, trial.start.distillation, precision, eager=place.eager)
-    with told_by_all():
+            loss = distilled(original, trial.start.distillation, precision)
+    # Of the teacher too, and once: what is kept of weights that do not change lasts as long as the context.
+    with told_by_all(), fast_layers(nn.Identity() if original is None else original, eager=place.eager):
         training = train(
             model, data, trial.recipe, trial.seed, precision=precision, loss=loss, stop=stop, progress=progress,
             eager=place.eager,
