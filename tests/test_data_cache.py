@@ -93,6 +93,15 @@ def test_a_failed_write_leaves_nothing_behind(source, decode, monkeypatch):
     assert list(cache_file([source], "v").parent.iterdir()) == []
 
 
+def test_what_a_killed_process_was_writing_goes_at_the_next_write(source, decode):
+    folder = cache_file([source], "v").parent
+    folder.mkdir(parents=True, exist_ok=True)
+    half = folder / ".some.npz.abcdefgh.tmp"
+    half.write_bytes(b"half")
+    cached([source], "v", decode)
+    assert list(folder.iterdir()) == [cache_file([source], "v")]
+
+
 def test_what_could_not_be_read_back_is_not_written(source, decode, monkeypatch):
     monkeypatch.setattr(cache, "MOST_BYTES", (1 << 20) + 100)
     cached([source], "v", decode)

@@ -38,6 +38,15 @@ def test_a_trial_runs_from_its_beginning_to_its_outcome(tmp_path):
     assert running([tmp_path], NOW) == [Running(third.trial, 200, 190), Running(second.trial, 100, 40)]
 
 
+def test_a_trial_that_is_gone_on_with_begins_when_it_was_claimed(tmp_path):
+    made = outcome("gap_fc", 1).trial
+    _begin(tmp_path, made, 86_400)
+    claim = tmp_path / made.id / ".claim"
+    claim.write_text("{}")
+    os.utime(claim, (NOW - 30, NOW - 30))
+    assert running([tmp_path], NOW) == [Running(made, 30, 30)]
+
+
 def test_the_time_left_is_that_of_trials_alike_shared_by_those_that_run():
     small = [outcome("gap_fc", k, width=0.5) for k in (1, 2)]
     large = [outcome("gap_fc", k) for k in range(1, 6)]

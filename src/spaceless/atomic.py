@@ -12,7 +12,7 @@ from pathlib import Path
 
 from spaceless.errors import CheckpointError
 
-_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")  # as `_temporary` names them
+_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")  # as `temporary` names them
 
 
 def atomic_write(path: Path, content: bytes) -> None:
@@ -27,12 +27,12 @@ def atomic_write(path: Path, content: bytes) -> None:
     """
     try:
         make_folder(path.parent)
-        _remove_abandoned(path.parent)
-        with _temporary(path) as (descriptor, temporary):
+        remove_abandoned(path.parent)
+        with temporary(path) as (descriptor, aside):
             os.fchmod(descriptor, 0o666 & ~_umask())
             _write_all(descriptor, content)
             os.fsync(descriptor)
-            temporary.replace(path)
+            aside.replace(path)
     except OSError as error:
         raise CheckpointError(
             str(path), found=error.strerror or error, expected="a folder with room that may be written to",
@@ -69,7 +69,7 @@ def make_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _temporary(path: Path) -> Iterator[tuple[int, Path]]:
+def temporary(path: Path) -> Iterator[tuple[int, Path]]:
     """Yield a new file beside `path`, locked for as long as it has this name; it is removed if anything fails."""
     while True:
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -88,7 +88,7 @@ def _temporary(path: Path) -> Iterator[tuple[int, Path]]:
         os.close(descriptor)
 
 
-def _remove_abandoned(folder: Path) -> None:
+def remove_abandoned(folder: Path) -> None:
     """Remove temporary files that nobody writes any more: the lock of a process ends with it, wherever it ran."""
     with suppress(OSError):  # a folder that cannot be listed may still be written to
         for path in [each for each in folder.iterdir() if _TEMPORARY.fullmatch(each.name)]:

@@ -55,6 +55,8 @@ def attempt(index: int, planned: Planned, place: Place, stop: Stop, tell: Tell) 
     Under several processes on one training an error is raised instead: the others wait for this one, and must be told
     by its end.
     """
+    if share().count == 1 and stop() is not None:  # before anything is written: a cluster may have hundreds waiting
+        return Event(index, "interrupted")
     try:
         with _claimed_by_all(planned, place) as mine:
             if not mine:

@@ -15,6 +15,7 @@ from pathlib import Path
 from spaceless.errors import InputError
 
 CLAIM = ".claim"
+_PATIENCE = 1000  # times that a folder may be gone between two calls
 
 
 @contextmanager
@@ -36,7 +37,8 @@ def claimed(folder: Path) -> Iterator[bool]:
     finally:
         if descriptor is not None:
             # Removed first: whoever has opened it meanwhile finds out in `_locked` that it is another file's name.
-            (folder / CLAIM).unlink(missing_ok=True)
+            with suppress(OSError):
+                (folder / CLAIM).unlink()
             with suppress(OSError):  # not empty: something was written under the claim
                 for place in made:
                     place.rmdir()
@@ -54,7 +56,7 @@ def holder(folder: Path) -> str:
 
 def _locked(folder: Path) -> int | None:
     path = folder / CLAIM
-    while True:
+    for _ in range(_PATIENCE):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -75,13 +77,21 @@ def _locked(folder: Path) -> int | None:
                 f"{folder}: found a file system that keeps no locks ({error.strerror}), expected one that does; do not "
                 "run two commands on this folder at a time", stacklevel=4)
         if _is_named(descriptor, path):
-            break
+            _sign(descriptor)
+            return descriptor
         os.close(descriptor)  # its last holder has removed the name between our open and our lock
-    os.ftruncate(descriptor, 0)
+    raise InputError(
+        str(folder), found="a folder that vanishes again and again", expected="one that stays",
+        cure="change into a folder that exists, or choose another --out")
+
+
+def _sign(descriptor: int) -> None:
+    """Write who holds a claim, for people to read: on a full disk it holds without."""
     since = datetime.now(UTC).isoformat(timespec="seconds")
     text = json.dumps({"process": os.getpid(), "host": socket.gethostname(), "since": since})
-    os.write(descriptor, text.encode())
-    return descriptor
+    with suppress(OSError):
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, text.encode())
 
 
 def _is_named(descriptor: int, path: Path) -> bool:

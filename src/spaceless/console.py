@@ -92,22 +92,28 @@ def advancing(what: str, *, quiet: bool = False) -> Iterator[Callable[[float], N
 class _Watch:
     def __init__(self, plan: Plan, out: Console, bars: Progress | None) -> None:
         self.plan, self.out, self.bars = plan, out, bars
-        self.total, self.done, self.known = len(plan.planned), 0, 0
+        self.total, self.done = len(plan.planned), 0
         self.begun = self.spoken = time.monotonic()
         self.shares: dict[int, float] = {}
+        self.starts: dict[int, float] = {}  # the shares that running trials went on from
+        self.over: set[int] = set()
+        self.worked = 0.0  # trials, and parts of them, that this call made and that have ended
         self.tasks: dict[int, TaskID] = {}
         self.held: set[int] = set()
         self.main = bars.add_task(plan.name, total=self.total, note="") if bars else None
 
     def see(self, event: Event) -> None:
         label = self.plan.planned[event.index].trial.label
+        late = event.index in self.over if event.kind == "started" else event.index not in self.shares
+        if late and event.kind in ("started", "progress", "evaluating"):  # of a cluster, behind the trial's ending
+            return
         if event.kind == "started":
             self.shares[event.index] = 0.0
             if self.bars:
                 self.tasks[event.index] = self.bars.add_task(f"  {label}", total=1.0, note="")
         elif event.kind == "progress" and event.progress:
             now = event.progress
-            self.shares[event.index] = now.share
+            self.shares[event.index], self.starts[event.index] = now.share, now.begun
             note = f"epoch {now.epoch}/{now.epochs}, {now.images_per_second:,.0f} images/s"
             if self.bars:
                 self.bars.update(self.tasks[event.index], completed=now.share, note=note)
@@ -117,6 +123,9 @@ class _Watch:
         elif event.kind == "evaluating":
             if self.bars:
                 self.bars.update(self.tasks[event.index], completed=event.share, note="evaluating")
+            elif time.monotonic() - self.spoken > _EVERY:
+                self.spoken = time.monotonic()
+                self.out.print(f"{label}: evaluating, {100 * event.share:.0f} %; {self._summary()}", markup=False)
         elif event.kind in ("again", "held"):
             self._postponed(event, label)
         else:
@@ -134,12 +143,16 @@ class _Watch:
 
     def _no_longer(self, event: Event) -> None:
         self.shares.pop(event.index, None)
+        self.starts.pop(event.index, None)
         if self.bars and event.index in self.tasks:
             self.bars.remove_task(self.tasks.pop(event.index))
 
     def _ended(self, event: Event, label: str) -> None:
         self.done += 1
-        self.known += event.kind == "known"
+        self.over.add(event.index)
+        if event.kind != "known":
+            trained = self.shares.get(event.index, 0.0) if event.outcome is None else 1.0
+            self.worked += trained - self.starts.get(event.index, 0.0)
         self._no_longer(event)
         if event.kind == "known":
             return
@@ -154,7 +167,7 @@ class _Watch:
 
     def _summary(self) -> str:
         """Return how many trials are done, and the time left judged by those that this call ran."""
-        worked = self.done - self.known + sum(self.shares.values())
+        worked = self.worked + sum(self.shares.values()) - sum(self.starts.values())
         left = self.total - self.done - sum(self.shares.values())
         text = f"{self.done} of {self.total} trials"
         if worked > 0.5 and left > 0:  # less is too little to judge by

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from spaceless.claims import CLAIM
 from spaceless.errors import InputError, Interrupted
 from spaceless.files import write
 from spaceless.numerals import duration
@@ -42,7 +43,8 @@ def running(dirs: Sequence[str | Path], now: float) -> list[Running]:
         try:
             trial = read(Trial, path)
             written = [p.stat().st_mtime for p in path.parent.rglob("*")]
-            begun = path.stat().st_mtime
+            claim = path.with_name(CLAIM)  # written anew by whoever goes on with it
+            begun = (claim if claim.exists() else path).stat().st_mtime
         except (InputError, OSError):
             continue  # half-written or gone in this moment: the report names what stays broken
         found.append(Running(trial, now - begun, now - max(written)))

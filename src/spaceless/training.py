@@ -39,12 +39,16 @@ from spaceless.trial import Epoch, Recipe
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a training is: the share done, the epoch (from 1), and speed over the current epoch."""
+    """How far a training is: the share done, the epoch (from 1), and speed over the current epoch.
+
+    `begun` is the share that it went on from, done by an earlier call.
+    """
 
     share: float
     epoch: int
     epochs: int
     images_per_second: float
+    begun: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,7 @@ def train(
         step, spent, history = before.step, before.spent, [*before.history]
         if mine.rank == 0:  # the sums of all processes are in it
             sums.copy_(before.sums)
+    begun = step / last
     left_out = LeftOut(data.source, data.train_labels, data.class_names, before.broken if before else ())
     saved = resume_mark = time.perf_counter()
 
@@ -180,7 +185,7 @@ def train(
             seconds = spent + time.perf_counter() - resume_mark
             if progress is not None:
                 done = (step - epoch * per_epoch) * recipe.batch_size
-                progress(Progress(step / last, epoch + 1, recipe.epochs, done / seconds))
+                progress(Progress(step / last, epoch + 1, recipe.epochs, done / seconds, begun))
             age = time.perf_counter() - saved
             asked, due, overdue = highest(
                 stop() or 0 if stop is not None else 0,

@@ -85,7 +85,7 @@ def test_the_manifest_before_its_tensors_is_found_out(monkeypatch):
 
 
 def test_temporary_files_that_are_left_are_found_out(monkeypatch):
-    monkeypatch.setattr(atomic, "_remove_abandoned", lambda folder: None)
+    monkeypatch.setattr(atomic, "remove_abandoned", lambda folder: None)
     failing = measure(stride=6)["failing"]
     assert failing
     assert all(".tmp" in each for each in failing)

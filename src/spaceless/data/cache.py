@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import platformdirs
 
+from spaceless.atomic import remove_abandoned, temporary
 from spaceless.data.dataset import Parts
 from spaceless.data.npz import KEYS, MOST_BYTES, NAMES_KEY, NOTE_KEY, read_npz
 from spaceless.errors import DataError
@@ -56,13 +56,9 @@ def _write(file: Path, parts: Parts) -> None:
     if sum(array.nbytes for array in arrays.values()) > MOST_BYTES - (1 << 20):
         return  # it could not be read back
     file.parent.mkdir(parents=True, exist_ok=True)
-    number, name = tempfile.mkstemp(dir=file.parent, prefix=".writing-")
-    aside = Path(name)
-    try:
-        with os.fdopen(number, "wb") as stream:
+    remove_abandoned(file.parent)  # of processes that were killed
+    with temporary(file) as (descriptor, aside):
+        with os.fdopen(os.dup(descriptor), "wb") as stream:
             texts = {NAMES_KEY: np.array(parts.class_names), NOTE_KEY: np.array([parts.note])}
             np.savez(stream, **arrays, **texts)  # type: ignore[arg-type]
         aside.replace(file)
-    except BaseException:
-        aside.unlink()
-        raise
