@@ -139,16 +139,20 @@ def test_the_measurement_notices_claims_that_do_not_hold(monkeypatch):
     assert any("not run exactly once" in text for text in found["failing"])
 
 
+def descriptors():
+    return len(list(claims_room.Path("/proc/self/fd").iterdir()))
+
+
 def test_a_full_disk_takes_the_signature_and_not_the_claim(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(claims_room.os, "write", full)
-    before = os.listdir("/proc/self/fd")
+    before = descriptors()
     with claimed(tmp_path) as mine:
         assert mine
         assert holder(tmp_path) == "another process"
-    assert os.listdir("/proc/self/fd") == before
+    assert descriptors() == before
     assert not (tmp_path / CLAIM).exists()
 
 
@@ -156,11 +160,11 @@ def test_a_claim_is_given_back_where_its_name_cannot_be_removed(tmp_path, monkey
     def stale(self, missing_ok=False):
         raise OSError(errno.ESTALE, "Stale file handle")
 
-    before = os.listdir("/proc/self/fd")
+    before = descriptors()
     with monkeypatch.context() as context, claimed(tmp_path) as mine:
         assert mine
         context.setattr(claims_room.Path, "unlink", stale)
-    assert os.listdir("/proc/self/fd") == before
+    assert descriptors() == before
 
 
 def test_a_working_folder_that_is_gone_is_bad_input_and_no_loop(tmp_path, monkeypatch):
