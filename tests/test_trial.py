@@ -156,7 +156,7 @@ def test_records_are_frozen():
     ({"method": "shufle", "k": 3}, "method", METHODS),
     ({"method": "shufle"}, "method", METHODS),  # K = 0 is no excuse
     ({"model": "vgg61"}, "model", ("vgg16", "resnet50", "resnet152", "mobilenet_v2", "squeezenet1_0", "timm:NAME",
-                                   "torchvision:NAME", "chain:NAME", "did you mean 'vgg16'?")),
+                                   "torchvision:NAME", "chain:16-M-24", "did you mean 'vgg16'?")),
     ({"method": "conv1x1", "k": 3, "downsample": "median"}, "downsample", ("avg", "max", "stride")),
     ({"method": "shuffle", "k": 3, "downsample": "median"}, "downsample", ("avg", "max", "stride")),
     ({"method": "gap_fc", "k": 3, "shuffle": {"patches": 2}}, "shuffle.patches", ()),
