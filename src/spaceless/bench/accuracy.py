@@ -33,9 +33,9 @@ class Case(NamedTuple):
 
     network: Network = Network("vgg16", 0.25)
     data: tuple[str, ...] = ("cifar100", "texture")
-    images: int = 10_000
-    tests: int = 2_000
-    epochs: int = 10
+    images: int = 50_000
+    tests: int = 10_000
+    epochs: int = 5
     batch: int = 128
     workers: int = WORKERS
 
@@ -77,7 +77,7 @@ def run(
 
 
 def _data(case: Case) -> tuple[Dataset, Trial]:
-    recipe = RECIPES["fast"].model_copy(update={"epochs": case.epochs, "batch_size": case.batch, "learning_rate": 0.05})
+    recipe = RECIPES["fast"].model_copy(update={"epochs": case.epochs, "batch_size": case.batch})
     for name in case.data:
         made = name == "texture"
         trial = Trial(
