@@ -212,8 +212,8 @@ def test_a_chain_never_fills_a_large_head(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("resnet5", {}, r"model: found 'resnet5', expected one of vgg16, resnet50, .*, timm:NAME, chain:16-M-24; did you "
-                        r"mean 'resnet50'\?"),
+        ("resnet5", {}, r"model: found 'resnet5', expected one of vgg16, resnet50, .*, timm:NAME, chain:16-M-24; did "
+                        r"you mean 'resnet50'\?"),
         ("", {}, "expected one of vgg16, "),
         ("torchvision:resnet1o", {}, r"expected one of resnet1.*; did you mean 'resnet1.*'\?"),
         ("torchvision:zzz", {}, r"; see torchvision.models.list_models\(\)"),
