@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from spaceless import work
-from spaceless.bench import compress, pruning
+from spaceless.bench import compress, compress_page, pruning
 from spaceless.bench.record import headed
 from spaceless.compression import Tried
 from spaceless.cost import count_parameters
@@ -102,7 +102,7 @@ def test_the_same_command_trains_nothing_again(measured):
 
 def test_the_page_says_what_the_record_says(measured):
     found = json.loads(json.dumps(headed("compress", compress.COMMAND, measured[1], also=("torch-pruning",))))
-    text = compress.markdown(found)
+    text = compress_page.markdown(found)
     assert found["versions"]["torch-pruning"] != "not installed"
     assert f"The sweep accepts K = 2 with 5 trainings, the search K = 2 with {found['trainings']['search']}." in text
     for number, row in enumerate(found["networks"]):
@@ -113,7 +113,7 @@ def test_the_page_says_what_the_record_says(measured):
         assert f"| {row['epochs']} | {row['top1']:.2f} | {gap} |" in text
     broken = copy.deepcopy(found)
     broken["promises"][compress._NEAR] = False
-    assert text.count("**not met**") + 1 == compress.markdown(broken).count("**not met**")
+    assert text.count("**not met**") + 1 == compress_page.markdown(broken).count("**not met**")
 
 
 def test_a_lone_k_is_not_accepted_in_a_sweep_either():

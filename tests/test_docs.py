@@ -8,6 +8,7 @@ import pytest
 from spaceless.bench import (
     accuracy,
     compress,
+    compress_page,
     costs,
     evaluate,
     faults,
@@ -22,7 +23,7 @@ from spaceless.compression import Tried
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
-    "accuracy": accuracy, "compress": compress, "networks": networks, "costs": costs,
+    "accuracy": accuracy, "compress": compress_page, "networks": networks, "costs": costs,
     "receptive-fields": receptive_fields, "evaluate": evaluate, "faults": faults, "floor": floor, "shuffle": shuffle,
     "study": study, "train": train,
 }

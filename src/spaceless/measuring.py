@@ -121,7 +121,7 @@ def _faults(chosen: Sequence[str]) -> tuple[dict[str, Any], str]:
 def _compress(trials: Path, jobs: int | None) -> tuple[dict[str, Any], str]:
     """Compare ways to a smaller network; what is trained for it is stored in the folder `trials`."""
     from spaceless import work
-    from spaceless.bench import compress
+    from spaceless.bench import compress, compress_page
     from spaceless.bench.record import headed
     from spaceless.console import screen
     from spaceless.run import Place
@@ -133,7 +133,7 @@ def _compress(trials: Path, jobs: int | None) -> tuple[dict[str, Any], str]:
     content = compress.run(
         place, lambda plan: work.run(plan, place, workers, ()), lambda text: out.print(text, markup=False))
     record = headed("compress", compress.COMMAND, content, also=("torch-pruning",))
-    return record, compress.markdown(record)
+    return record, compress_page.markdown(record)
 
 
 def _speed(name: str, seconds: float | None) -> tuple[dict[str, Any], str]:
