@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from commands import Commands, is_an_error
+from made_rows import BASE, curve, row
 from spaceless.errors import InputError
 from spaceless.evidence import _key, evidence, evidence_page, telling
 from spaceless.looks import svg
@@ -25,26 +26,10 @@ from spaceless.rules_of_ablations import (
 from spaceless.rules_of_k import alike, last_layers, no_augmentation, one_by_one, parameters
 from spaceless.setting import METHODS, Setting, largest_free, sides
 from spaceless.theses import THESES
-from spaceless.trial import RECIPES, Trial
 from spaceless.verdict import Judged, combined
 
 ROOT = Path(__file__).parents[1]
 _MARKS = r">([^<>]+)</text>|<path"  # what is written in a picture, and a place for each thing drawn
-
-
-def row(top1: float, method: str = "baseline", k: int = 0, *, shuffle_last: int | None = None, seeds: int = 1,
-        spread: float | None = None, params: int | None = 1000, field: int | None = None, augment: str = "crop_flip",
-        **fields) -> Row:
-    """A row of 100 classes and 10,000 test images a seed: an interval of a lone difference is about 1.3 points wide."""
-    recipe = RECIPES["paper"].model_copy(update={"augment": augment})
-    trial = Trial.model_validate({"model": "vgg16", "data": "cifar100", "method": method, "k": k, "recipe": recipe,
-                                  **fields})
-    return Row(trial, shuffle_last, seeds=tuple(range(seeds)), ids=("",) * seeds, top1=top1, spread=spread,
-               params=params, images=10_000 * seeds, classes=100, image_size=32, receptive_field=field)
-
-
-def curve(method: str, *values: float, **fields) -> list[Row]:
-    return [row(value, method, k, **fields) for k, value in enumerate(values, 1)]
 
 
 def judge(rule, *rows: Row) -> Judged:
@@ -53,37 +38,7 @@ def judge(rule, *rows: Row) -> Judged:
     return found
 
 
-BASE = row(50.0)
 FIVE = (52.0, 52.0, 52.0, 52.0, 52.0)
-
-
-def test_a_loss_counts_from_a_point_on_and_up_to_the_first_k_that_loses():
-    setting = Setting((BASE, *curve("conv1x1", 52.0, 49.2, 48.8, 52.0)))
-    assert largest_free(setting, "conv1x1") == 2
-    assert largest_free(setting, "conv1x1", sure=True) == 1
-    assert largest_free(setting, "gap_fc") is None
-    assert largest_free(Setting(setting.rows[1:]), "conv1x1") is None  # nothing to compare with
-
-
-def test_better_and_worse_need_an_interval_on_one_side():
-    compared = [(1, row(55.0), BASE), (2, row(45.0), BASE), (3, row(50.5), BASE), (4, row(0.0, seeds=0), BASE)]
-    assert sides(compared) == ([1], [2], [3])
-
-
-def test_a_training_that_came_to_nothing_ends_what_is_free():
-    diverged = replace(row(0.0, "conv1x1", 2), top1=None, seeds=(), diverged=(0,))
-    setting = Setting((BASE, row(52.0, "conv1x1", 1), diverged, row(52.0, "conv1x1", 3)))
-    assert largest_free(setting, "conv1x1") == 1
-
-
-def test_other_shuffles_are_another_method_and_of_two_rows_the_one_of_more_passes_counts():
-    fixed = row(10.0, "shuffle", 1, shuffle={"fixed": True})
-    few, many = (row(value, "shuffle", 1, repeats=repeats) for value, repeats in ((46.0, 20), (52.0, 200)))
-    few, many = replace(few, passes=20), replace(many, passes=200)
-    for rows in ((fixed, few, many), (many, few, fixed)):
-        assert Setting((BASE, *rows)).curve("shuffle") == {1: many}
-    assert Setting((BASE, row(10.0, "shuffle", only=2, shuffle={"fixed": True}))).alone("shuffle") == {}
-    assert Setting((BASE, row(10.0, "conv1x1", 3, strip=1))).curve("conv1x1") == {}
 
 
 @pytest.mark.parametrize(("parts", "verdict"), [
@@ -229,12 +184,6 @@ def test_down_sampling(strided, verdict):
     assert stride_hurts(Setting(tuple(rows[:3]))) is None
 
 
-def test_one_difference_among_many_has_to_be_larger():
-    pairs = [(k, row(48.5 if k == 1 else 50.0, "conv1x1", k), BASE) for k in range(1, 17)]
-    assert sides(pairs[:1])[1] == [1]
-    assert sides(pairs)[1] == []
-
-
 @pytest.mark.parametrize(("first", "last", "verdict"), [
     (30.0, 50.0, "confirmed"), (50.0, 30.0, "not confirmed"), (50.0, 50.0, "open")])
 def test_single_layers(first, last, verdict):
@@ -371,8 +320,8 @@ def test_only_what_diverged_is_a_loss():
 def test_of_many_comparisons_each_is_judged_more_carefully():
     """2.0 +- 1.3 points are a difference alone, and none among thirteen; alike is what is so at every K."""
     ours, theirs = row(52.0, "conv1x1", 1), row(50.0)
-    assert sides([(1, ours, theirs)])[0] == [1]
-    assert sides([(k, ours, theirs) for k in range(1, 14)])[0] == []
+    assert sides(Setting((BASE,)), [(1, ours, theirs)])[0] == [1]
+    assert sides(Setting((BASE,)), [(k, ours, theirs) for k in range(1, 14)])[0] == []
     steady = {"seeds": 5, "spread": 0.1}
     alike_at = [[*curve("shuffle", *accuracies, **steady), *curve("gap_fc", 50.0, 50.0, **steady)]
                 for accuracies in ((50.0, 50.1), (50.0, 48.9))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -15,12 +16,30 @@ _SURE = 0.95
 
 
 @dataclass(frozen=True)
+class Spread:
+    """How accuracies differ from seed to seed: a standard deviation in percentage points, with degrees of freedom."""
+
+    deviation: float
+    freedom: int
+
+
+def pooled(rows: Iterable[Row]) -> Spread | None:
+    """Return the spread over seeds within each of `rows`, taken as one for all; None where no run differs from another.
+
+    It is the root of the mean square within groups of an analysis of variance. Rows of a single run do not count.
+    """
+    several = [(row.n - 1, row.spread) for row in rows if row.spread is not None]
+    freedom = sum(free for free, _ in several)
+    squares = sum(free * spread**2 for free, spread in several)
+    return Spread(math.sqrt(squares / freedom), freedom) if squares else None
+
+
+@dataclass(frozen=True)
 class Interval:
     """The 95 % interval of a difference of accuracies in percentage points.
 
-    Over several runs of both it is Student's, with the spreads pooled: of what other seeds would give on the same test
-    images. Otherwise, or where no run differs from another, `lone` is true and it is the binomial one of the test
-    images taken as two draws: what another seed would give is not in it.
+    With a spread over seeds it is Student's: of what other seeds would give on the same test images. Otherwise `lone`
+    is true and it is the binomial one of the test images taken as two draws: what another seed would give is not in it.
     """
 
     difference: float
@@ -38,21 +57,21 @@ class Interval:
         return self.difference + self.half
 
 
-def interval(row: Row, base: Row, comparisons: int = 1) -> Interval | None:
+def interval(row: Row, base: Row, comparisons: int = 1, spread: Spread | None = None) -> Interval | None:
     """Return the 95 % interval of the accuracy of `row` minus that of `base`, or None where either is missing.
 
-    As one of so many `comparisons` it is wider, so that all of them together hold with 95 % (Bonferroni).
+    As one of so many `comparisons` it is wider, so that all of them together hold with 95 % (Bonferroni). The `spread`
+    over seeds is that of more networks than these two, if given; else their own, where both have several runs.
     """
     if row.top1 is None or base.top1 is None or not (row.n and base.n):
         return None
     difference = row.top1 - base.top1
     end = 1 - (1 - _SURE) / (2 * comparisons)
-    pooled = 0.0
-    if row.spread is not None and base.spread is not None:
-        freedom = row.n + base.n - 2
-        pooled = ((row.n - 1) * row.spread**2 + (base.n - 1) * base.spread**2) / freedom
-    if pooled:  # a few runs that all came to one accuracy do not show that every other would
-        return Interval(difference, student(end, freedom) * math.sqrt(pooled * (1 / row.n + 1 / base.n)), lone=False)
+    if spread is None and row.spread is not None and base.spread is not None:
+        spread = pooled((row, base))  # a few runs that all came to one accuracy do not show that every other would
+    if spread is not None:
+        half = student(end, spread.freedom) * spread.deviation * math.sqrt(1 / row.n + 1 / base.n)
+        return Interval(difference, half, lone=False)
     return Interval(difference, NormalDist().inv_cdf(end) * math.hypot(_error(row), _error(base)), lone=True)
 
 

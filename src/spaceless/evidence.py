@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from spaceless.captions import accuracy_caption
-from spaceless.certainty import interval
 from spaceless.errors import InputError
 from spaceless.findings import Panel, free_ks, near_chance
 from spaceless.looks import Spec, on_paper
@@ -159,7 +158,7 @@ def _drawn(settings: dict[str, Setting], claims: Sequence[Found]) -> list[_Pictu
         assert spec is not None  # what is judged has an accuracy
         ringed = picture.x == "k" and any(free.k for free in free_ks(panel, TOLERANCE))
         picture.spec, picture.caption = on_paper(spec), plain(accuracy_caption(panel, TOLERANCE, ringed))
-        if setting.base is not None and setting.base.n == 1 and (own := interval(setting.base, setting.base)):
+        if setting.base is not None and (own := setting.interval(setting.base, setting.base)) and own.lone:
             picture.caption += (f" The test images alone leave {PLUS_MINUS} {number(own.half, 1)} points of a "
                                 "difference to the baseline (95 %).")
     return pictures
@@ -222,8 +221,11 @@ def _setting(letter: str, setting: Setting, found: Evidence) -> list[str]:
         told.append("The paper has no such network on such data")
     lost = sorted({f"{plain(row.trial.model_copy(update={'seed': seed}).label)}: {what}" for row in setting.rows
                    for what, seeds in (("diverged", row.diverged), ("failed", row.failed)) for seed in seeds})
+    spread = "" if setting.spread is None else (
+        f"From seed to seed an accuracy varies by {number(setting.spread.deviation, 2)} points (standard deviation, "
+        f"{setting.spread.freedom} degrees of freedom). ")
     return [f"- **{letter}**: {plain(_label(setting))}; the unchanged network reaches {reached} % ({_seeds((base,))}). "
-            f"Not as in the paper: {'; '.join(each.rstrip('.') for each in told) or 'nothing'}.",
+            f"{spread}Not as in the paper: {'; '.join(each.rstrip('.') for each in told) or 'nothing'}.",
             *(f"  - without a result: {each}" for each in lost),
             *(f"  - `{command}`" for command in _commands(setting, found.studies))]
 
@@ -246,9 +248,11 @@ def _runs(found: Sequence[Row]) -> str:
 
 
 _HOW = f"""\
-A loss of at most {TOLERANCE:g} point counts as none, as in the paper's Table 1. Intervals in brackets are 95 %: where
-both sides have several seeds (Student's) of what other seeds would give on the same test images, else of what other
-test images would give, which knows nothing of other seeds: a verdict by one seed is a hint, and that nothing is lost it
-can hardly show but for a network that gains. Where many differences are compared, their intervals are wider, so that
-all of them hold together with 95 %. A training that diverged is a loss. *In part* says that a claim holds for some of
-what it names, *open* that the figures leave it undecided. How each claim is judged: the module `spaceless.theses`."""
+A loss of at most {TOLERANCE:g} point counts as none, as in the paper's Table 1. Intervals in brackets are 95 %. Where
+enough networks of a setting have several seeds, the intervals are Student's, of what other seeds would give on the same
+test images; the spread over seeds is taken as one for all networks of the setting, those with one seed too. Elsewhere
+they are of what other test images would give, which knows nothing of other seeds: there a verdict is a hint, and that
+nothing is lost it can hardly show but for a network that gains. Where many differences are compared, their intervals
+are wider, so that all of them hold together with 95 %. A training that diverged is a loss. *In part* says that a claim
+holds for some of what it names, *open* that the figures leave it undecided. How each claim is judged: the module
+`spaceless.theses`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from spaceless.certainty import Interval, interval
+from spaceless.certainty import Interval
 from spaceless.findings import DASH, standard_error
 from spaceless.numerals import listed, number, signed
 from spaceless.paper import experiments
@@ -47,7 +47,7 @@ def shuffled_do_not_care(setting: Setting) -> Judged | None:
     held: list[Verdict] = []
     apart: list[int] = []
     for k, (row, clean) in pairs.items():
-        found = interval(clean, row)
+        found = setting.interval(clean, row)
         assert found is not None  # both have an accuracy
         close = abs(found.difference) <= TOLERANCE
         if not close:
@@ -58,7 +58,7 @@ def shuffled_do_not_care(setting: Setting) -> Judged | None:
     told = ", ".join(f"{k}: {number(row.top1, 1)} and {number(clean.top1, 1)}" for k, (row, clean) in pairs.items())
     free = largest_free(setting, "shuffle") or 0
     what = "shuffling in training"
-    cost = f"{what} costs nothing up to K = {free}" if free else cost_from(setting.curve("shuffle"), base, what)
+    cost = f"{what} costs nothing up to K = {free}" if free else cost_from(setting, setting.curve("shuffle"), what)
     text = (f"By K, in %, shuffled and clean test of the same network: {told} (unchanged: {number(base.top1, 1)}). "
             + (f"More than a point apart at K = {listed(apart)}. " if apart else "") +
             f"Judged up to K = {_MISMATCHED}; {cost}.")
@@ -71,14 +71,14 @@ def stride_hurts(setting: Setting) -> Judged | None:
     both = sorted(average.keys() & strided)
     if not both:
         return None
-    better, worse, neither = sides((k, average[k], strided[k]) for k in both)
+    better, worse, neither = sides(setting, ((k, average[k], strided[k]) for k in both))
     verdict = weighed(better, worse)
     gap = max(both, key=lambda k: (average[k].top1 or 0.0) - (strided[k].top1 or 0.0))
     text = (f"Average pooling against stride 2 is {where(better, worse, neither)}; most at K = {gap}, "
             f"{number(average[gap].top1, 1)} against {number(strided[gap].top1, 1)} %.")
     pooled = sorted(average.keys() & largest)
     if pooled:
-        text += f" Against max pooling it is {where(*sides((k, average[k], largest[k]) for k in pooled))}."
+        text += f" Against max pooling it is {where(*sides(setting, ((k, average[k], largest[k]) for k in pooled)))}."
     beside = (setting.base,) if setting.base is not None else ()
     return Judged(verdict, text, (*beside, *average.values(), *strided.values(), *largest.values()))
 
@@ -91,12 +91,12 @@ def early_layers(setting: Setting) -> Judged | None:
         return None
     order = [alone[unit] for unit in sorted(alone)]
     first, last = (sum(row.top1 or 0.0 for row in part) / third for part in (order[:third], order[-third:]))
-    error = math.hypot(*(_error(row) / third for row in (*order[:third], *order[-third:])))
+    error = math.hypot(*(_error(setting, row) / third for row in (*order[:third], *order[-third:])))
     verdict: Verdict = "open"
     if third > 1 and min(alone) == 1 and max(alone) == base.units:
         verdict = "confirmed" if last - first > 2 * error else "not confirmed" if first - last > 2 * error else "open"
     free = [unit for unit, row in alone.items()
-            if (found := interval(row, base)) is not None and found.difference >= -TOLERANCE]
+            if (found := setting.interval(row, base)) is not None and found.difference >= -TOLERANCE]
     told = ", ".join(f"{unit}: {number(alone[unit].top1, 1)}" for unit in sorted(alone))
     spared = f"No loss by unit {listed(free)}" if free else "Each costs more than a point"
     text = (f"Unchanged {number(base.top1, 1)} %; the first {third} units measured, each alone, come to "
@@ -105,9 +105,10 @@ def early_layers(setting: Setting) -> Judged | None:
     return Judged(verdict, text, (base, *order))
 
 
-def _error(row: Row) -> float:
-    """Return the standard error of an accuracy: over seeds where there are several, else that of the test images."""
-    return row.spread / math.sqrt(row.n) if row.spread is not None else standard_error(row.top1 or 0.0, row.images)
+def _error(setting: Setting, row: Row) -> float:
+    """Return the standard error of an accuracy: over seeds where the setting has several, else of the test images."""
+    spread = setting.spread
+    return standard_error(row.top1 or 0.0, row.images) if spread is None else spread.deviation / math.sqrt(row.n)
 
 
 def channel_shuffle(setting: Setting) -> Judged | None:
@@ -115,17 +116,17 @@ def channel_shuffle(setting: Setting) -> Judged | None:
     base, channels, positions = setting.base, setting.curve("channel_shuffle"), setting.curve("shuffle")
     if base is None or not channels:
         return None
-    found = interval(channels[1], base) if 1 in channels else None
-    against = interval(channels[1], positions[1]) if 1 in channels and 1 in positions else None
+    found = setting.interval(channels[1], base) if 1 in channels else None
+    against = setting.interval(channels[1], positions[1]) if 1 in channels and 1 in positions else None
     lost = found is not None and found.high < -TOLERANCE
-    unlike = against is not None and against.high < 0 and not loses(positions[1], base)
+    unlike = against is not None and against.high < 0 and not loses(setting, positions[1])
     verdict: Verdict = ("confirmed" if lost and unlike else "in part" if lost else
                         "not confirmed" if found is not None and found.low >= -TOLERANCE else "open")
     told = ", ".join(f"{k}: {number(row.top1, 1)}" for k, row in sorted(channels.items()))
     text = f"Unchanged {number(base.top1, 1)} %; channels shuffled, by K, in %: {told}."
     if 1 in positions:
         text += f" Positions shuffled at K = 1: {number(positions[1].top1, 1)} %"
-        text += ", which costs accuracy as well." if loses(positions[1], base) else "."
+        text += ", which costs accuracy as well." if loses(setting, positions[1]) else "."
     beside = (positions[1],) if 1 in positions else ()
     return Judged(verdict, text, (base, *channels.values(), *beside))
 
@@ -139,7 +140,7 @@ def stripping(setting: Setting) -> Judged | None:
     stripped = setting.stripped()
     for k, by_strip in sorted(stripped.items()):
         most = max(by_strip)
-        found = interval(by_strip[most], by_strip[0], len(stripped))
+        found = setting.interval(by_strip[most], by_strip[0], len(stripped))
         assert found is not None  # both have an accuracy
         if k <= free:
             verdicts.append("confirmed" if found.high < 0 else "not confirmed" if found.low >= -TOLERANCE else "open")
@@ -152,7 +153,7 @@ def stripping(setting: Setting) -> Judged | None:
     curve = setting.curve("conv1x1")
     kept = (f"no loss by changing up to K = {free}" if free else
             "what the unchanged network reaches is not known" if setting.base is None else
-            cost_from(curve, setting.base, "changing units"))
+            cost_from(setting, curve, "changing units"))
     return Judged(combined(verdicts) if verdicts else "open", ". ".join(texts) + f"; {kept}.",
                   (*beside, *rows))
 
@@ -167,7 +168,7 @@ def field_beyond_image(setting: Setting) -> Judged | None:
     if base is None or not base.image_size or base.trial.model != "vgg16":
         return None
     fields = {k: row.receptive_field for k, row in sorted(curve.items()) if row.receptive_field is not None}
-    found = {k: compared for k in fields if (compared := interval(curve[k], base, len(curve))) is not None}
+    found = {k: compared for k in fields if (compared := setting.interval(curve[k], base, len(curve))) is not None}
     if not found:
         return None
     axis = dict(enumerate(experiments()["fig3-receptive-field"].x_ticks))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 
-from spaceless.certainty import Interval, interval
+from spaceless.certainty import Interval
 from spaceless.findings import METHOD_NAMES
 from spaceless.numerals import listed, number, signed
 from spaceless.rows import Row
@@ -29,7 +29,7 @@ def last_layers(setting: Setting) -> Judged | None:
         assert measured is not None and sure is not None  # there are a baseline and a curve
         asked = [k for k in curve if k <= (theirs or 2)]
         diverged = sorted(setting.diverged(method))
-        lost = [k for k in asked if loses(curve[k], base, len(asked))] or [k for k in diverged if k <= (theirs or 2)]
+        lost = [k for k in asked if loses(setting, curve[k], len(asked))] or [k for k in diverged if k <= (theirs or 2)]
         verdicts.append("confirmed" if sure >= (theirs or 2) else "in part" if sure else
                         "not confirmed" if lost else "open")
         text = f"{METHOD_NAMES[method]}: no loss up to K = {measured}"
@@ -37,7 +37,7 @@ def last_layers(setting: Setting) -> Judged | None:
         if measured != sure:
             text += f" (with the whole interval up to {sure})"
         beyond = min((k for k in curve if k > measured), default=None)
-        if beyond is not None and (found := interval(curve[beyond], base)) is not None:
+        if beyond is not None and (found := setting.interval(curve[beyond], base)) is not None:
             text += f"; K = {beyond}: {in_points(found)}"
         text += f"; a training diverged: K = {listed(diverged)}" if diverged else ""
         gaps = [k for k in range(1, beyond or max(curve)) if k not in curve and k not in diverged]
@@ -65,7 +65,7 @@ def one_by_one(setting: Setting) -> Judged | None:
         methods: tuple[Method, ...] = ("conv1x1", method)
         ended = [setting.curve(each).keys() | setting.diverged(each) for each in methods]
         free = [largest_free(setting, each, among=ended[0] & ended[1]) or 0 for each in methods]
-        better, worse, neither = sides((k, ours[k], theirs[k]) for k in both)
+        better, worse, neither = sides(setting, ((k, ours[k], theirs[k]) for k in both))
         verdicts.append(weighed(*([k for k in each if k > min(free)] for each in (better, worse))))
         texts.append(f"1x1 Conv against {METHOD_NAMES[method]}: {where(better, worse, neither)}; of the K measured of "
                      f"both no loss up to K = {free[0]} against {free[1]}")
@@ -79,7 +79,7 @@ def alike(setting: Setting) -> Judged | None:
     """Shuffle Conv and GAP+FC perform alike: within the tolerance of each other at every K."""
     shuffled, pooled = setting.curve("shuffle"), setting.curve("gap_fc")
     both = sorted(shuffled.keys() & pooled)
-    found = {k: compared for k in both if (compared := interval(shuffled[k], pooled[k], len(both))) is not None}
+    found = {k: compared for k in both if (compared := setting.interval(shuffled[k], pooled[k], len(both))) is not None}
     if not found:
         return None
     near = [k for k, each in found.items() if each.low >= -TOLERANCE and each.high <= TOLERANCE]
@@ -109,7 +109,7 @@ def parameters(setting: Setting) -> Judged | None:
         k = sure or largest_free(setting, method)
         params = curve[k].params if k else None
         if not k or params is None or params >= base.params:
-            verdicts.append("not confirmed" if loses(curve.get(1), base) else "open")
+            verdicts.append("not confirmed" if loses(setting, curve.get(1)) else "open")
             texts.append(f"{METHOD_NAMES[method]} saves none that is known to cost nothing")
             continue
         verdicts.append("confirmed" if sure else "open")
@@ -137,14 +137,14 @@ def no_augmentation(setting: Setting) -> Judged | None:
         curve = setting.curve(method)
         if not curve:
             continue
-        better, worse, neither = sides((k, row, base) for k, row in sorted(curve.items()))
+        better, worse, neither = sides(setting, ((k, row, base) for k, row in sorted(curve.items())))
         usual = setting.augmented.curve(method) if setting.augmented is not None else {}
         shared = curve.keys() & usual
-        best, gain = _best(curve, base, shared or curve)
+        best, gain = _best(setting, curve, shared or curve)
         text = f"{METHOD_NAMES[method]} is {where(better, worse, neither)}; best at K = {best}: {in_points(gain)}"
         more = math.nan  # than with augmentation, in points; 0 where that is not sure
         if shared and setting.augmented is not None and setting.augmented.base is not None:
-            other, with_it = _best(usual, setting.augmented.base, shared)
+            other, with_it = _best(setting.augmented, usual, shared)
             text += (f"; with augmentation its best of K = {listed(sorted(shared))} is {in_points(with_it)} at "
                      f"K = {other}")
             more = gain.difference - with_it.difference
@@ -161,9 +161,10 @@ def no_augmentation(setting: Setting) -> Judged | None:
     return Judged(of_all(verdicts, 2), text, (base, *rows))
 
 
-def _best(curve: Mapping[int, Row], base: Row, ks: Collection[int]) -> tuple[int, Interval]:
+def _best(setting: Setting, curve: Mapping[int, Row], ks: Collection[int]) -> tuple[int, Interval]:
     """Return at which of the `ks` the accuracy is best, and by how much better than the unchanged network's it is."""
     best = max(ks, key=lambda k: curve[k].top1 or 0.0)
-    found = interval(curve[best], base, len(ks))  # the best of so many
+    assert setting.base is not None  # asked by both callers
+    found = setting.interval(curve[best], setting.base, len(ks))  # the best of so many
     assert found is not None  # both have an accuracy
     return best, found

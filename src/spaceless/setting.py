@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from spaceless.certainty import interval
+from spaceless.certainty import Interval, Spread, interval, pooled
+from spaceless.findings import near_chance
 from spaceless.numerals import listed
 from spaceless.paper import experiments
 from spaceless.rows import Row
 from spaceless.trial import Downsample, Method, ShuffleOptions
 
 TOLERANCE = 1.0  # percentage points below the baseline that count as no loss: the paper's (Table 1)
+_LEAST_FREEDOM = 4  # of the spread over seeds: two networks with three seeds, or four with two
 METHODS: tuple[Method, ...] = ("shuffle", "gap_fc", "conv1x1")  # section 3.1's
 
 
@@ -33,6 +35,23 @@ class Setting:
     def base(self) -> Row | None:
         """The unchanged network, tested as it was trained."""
         return _by(self._usable("baseline", None), lambda row: row.trial.k).get(0)
+
+    @property
+    def spread(self) -> Spread | None:
+        """The spread over seeds of all networks that are no blind guess, as one for all; None where few runs show it.
+
+        Too few say little of a spread: with less freedom Student's quantile is wider than what it is taken for.
+        """
+        found = pooled(row for row in self.rows if row.shuffle_last is None and not near_chance(row, TOLERANCE))
+        return found if found is not None and found.freedom >= _LEAST_FREEDOM else None
+
+    def interval(self, row: Row, other: Row, comparisons: int = 1) -> Interval | None:
+        """Return that of `spaceless.certainty`, with the spread over seeds of the whole setting.
+
+        In a test that shuffles otherwise than the training, networks of one accuracy fall apart: those have their own.
+        """
+        usual = row.shuffle_last is None and other.shuffle_last is None
+        return interval(row, other, comparisons, self.spread if usual else None)
 
     def curve(self, method: Method, *, downsample: Downsample = "avg") -> dict[int, Row]:
         """Return the rows of `method` by K, from 1 on, as trained and tested alike, nothing stripped."""
@@ -93,7 +112,7 @@ def largest_free(
         return None
     largest = 0
     for k in sorted(k for k in curve.keys() | diverged if among is None or k in among):
-        found = interval(curve[k], base) if k in curve and k not in diverged else None
+        found = setting.interval(curve[k], base) if k in curve and k not in diverged else None
         if found is None or (found.low if sure else found.difference) < -TOLERANCE:
             break
         largest = k
@@ -111,14 +130,14 @@ def paper_k(setting: Setting, method: Method) -> int | None:
     return max(found, default=None)
 
 
-def sides(pairs: Iterable[tuple[int, Row, Row]]) -> tuple[list[int], list[int], list[int]]:
+def sides(setting: Setting, pairs: Iterable[tuple[int, Row, Row]]) -> tuple[list[int], list[int], list[int]]:
     """Return the numbers at which the first row is better than the second, worse, and not to be told apart.
 
     The intervals are as much wider as is due to so many comparisons (Bonferroni).
     """
     listed_pairs = list(pairs)
     found = {k: compared for k, row, other in listed_pairs
-             if (compared := interval(row, other, len(listed_pairs))) is not None}
+             if (compared := setting.interval(row, other, len(listed_pairs))) is not None}
     better = [k for k, each in found.items() if each.low > 0]
     worse = [k for k, each in found.items() if each.high < 0]
     return better, worse, [k for k in found if k not in (*better, *worse)]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from spaceless.certainty import Interval, interval
+from spaceless.certainty import Interval
 from spaceless.numerals import signed
 from spaceless.rows import Row
-from spaceless.setting import TOLERANCE
+from spaceless.setting import TOLERANCE, Setting
 
 Verdict = Literal["confirmed", "in part", "not confirmed", "open"]
 
@@ -42,16 +42,18 @@ def weighed(speaks_for: Sequence[int], against: Sequence[int]) -> Verdict:
     return "not confirmed" if against else "open"
 
 
-def loses(row: Row | None, base: Row, comparisons: int = 1) -> bool:
+def loses(setting: Setting, row: Row | None, comparisons: int = 1) -> bool:
     """Tell whether `row` loses more than the tolerance against the unchanged network, whole interval and all."""
-    found = interval(row, base, comparisons) if row is not None else None
+    base = setting.base
+    found = None if row is None or base is None else setting.interval(row, base, comparisons)
     return found is not None and found.high < -TOLERANCE
 
 
-def cost_from(curve: Mapping[int, Row], base: Row, what: str) -> str:
+def cost_from(setting: Setting, curve: Mapping[int, Row], what: str) -> str:
     """Return, of a method that is known to be free at no K, whether it costs accuracy at its first K, in words."""
     first = min(curve)
-    found = interval(curve[first], base)
+    base = setting.base
+    found = None if base is None else setting.interval(curve[first], base)
     if found is not None and found.high < 0:
         return f"{what} costs accuracy from K = {first} on, the first measured"
     return f"whether {what} costs accuracy at K = {first}, the first measured, is open"
