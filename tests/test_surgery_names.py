@@ -86,3 +86,15 @@ def test_a_convolution_that_an_unchanged_unit_uses_too_is_refused():
         remove_spatial(model, "conv1x1", 1, image_size=SIZE)
     changed, _ = remove_spatial(model, "conv1x1", 2, image_size=SIZE)
     assert changed(images(size=SIZE)).shape == (2, 4)
+
+
+@pytest.mark.parametrize("method", ["gap_fc", "conv1x1"])
+def test_weights_that_two_layers_share_do_not_come_apart(method):
+    """Each would get weights of its own: more than the network had."""
+    torch.manual_seed(0)
+    model = Classifier(nn.Conv2d(3, 8, 3), *(nn.Conv2d(8, 8, 3, padding=1) for _ in range(2)), channels=8)
+    model.features[2].weight = model.features[1].weight
+    with pytest.raises(SurgeryError, match=r"features\.2: found weights that features\.1 uses too"):
+        remove_spatial(model, method, 1, image_size=SIZE)
+    shuffled, _ = remove_spatial(model, "shuffle", 1, image_size=SIZE)
+    assert sum(p.numel() for p in shuffled.parameters()) == sum(p.numel() for p in model.parameters())

@@ -43,13 +43,23 @@ class Plan:
         put(self.model, path, new)
 
     def own(self, path: str) -> nn.Module:
-        """Return the layer at `path`, whose weights are to be replaced; SurgeryError where they are no parameters."""
+        """Return the layer at `path`, whose weights are to be replaced.
+
+        Raises SurgeryError where they are no parameters, or those of another layer too.
+        """
         layer = self.model.get_submodule(path)
         if any(layer._parameters.get(name) is not getattr(layer, name) for name in ("weight", "bias")):
             raise SurgeryError(
                 path, found="weights that are computed from others", expected="weights that are parameters",
                 cure="call torch.nn.utils.parametrize.remove_parametrizations, prune.remove or remove_spectral_norm",
             )
+        mine = {id(weight) for weight in layer.parameters()}
+        for name, other in self.model.named_modules():
+            if other is not layer and any(id(weight) in mine for weight in other._parameters.values()):
+                raise SurgeryError(
+                    path, found=f"weights that {name} uses too", expected="weights of its own",
+                    cure="give each of the two weights of its own, or change fewer units",
+                )
         if isinstance(layer, nn.Conv2d) and is_spatial(layer) and any(
                 tensor.shape[-2:] == layer.kernel_size for name, tensor in itertools.chain(
                     layer.named_parameters(), layer.named_buffers()) if name != "weight"):
