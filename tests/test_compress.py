@@ -217,6 +217,7 @@ def test_a_warm_search_starts_from_the_weights_of_a_run_elsewhere(command, tmp_p
         assert trial["start"]["weights_sha256"] == digest
         assert trial["recipe"]["learning_rate"] == pytest.approx(RECIPES["control"].learning_rate / 10)
     assert "warm" in err
+    assert "at most 4 trainings: 4 of 4 K, 1 seed each, 1 epoch; about " in err
 
 
 def test_a_warm_search_trains_its_own_baseline_first(command, tmp_path):

@@ -35,7 +35,8 @@ class Question:
 
     `baselines` are the unchanged networks, one per seed, all with the same holdout. `recipe` is that of the changed
     networks. `warm` is a pattern for their start (`run` and `weights_sha256` are put in from each seed's baseline),
-    None to train them from scratch. `budget` is the number of K's tried at most, None for `usual_budget`.
+    None to train them from scratch. `budget` is the number of K's tried at most, None for `usual_budget`. `given` tells
+    whether the baselines are trained already.
     """
 
     baselines: tuple[Trial, ...]
@@ -47,6 +48,7 @@ class Question:
     confidence: float = 0.95
     budget: int | None = None
     warm: Start | None = None
+    given: bool = False
 
     def trials(self, k: int, place: Place) -> tuple[Trial, ...]:
         """Return the trials of K, one per seed; with a warm start the baselines must be finished."""
@@ -112,7 +114,7 @@ def budget(question: Question, place: Place) -> Budget:
     units = count_units(first, data.classes, data.image_size)
     possible, refused = _possible(question, units, place)
     tries = min(possible, question.budget or usual_budget(possible))
-    dearest = [Planned(trial=t) for k in range(tries + 1) for t in question.trials(k, place)]
+    dearest = [Planned(trial=t) for k in range(question.given, tries + 1) for t in question.trials(k, place)]
     return Budget(units, possible, tries, len(dearest), estimate(dearest, place), refused)
 
 

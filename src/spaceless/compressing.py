@@ -103,13 +103,18 @@ def _budget_text(question: Question, allowed: Budget) -> str:
     from spaceless.console import duration
 
     seeds = len(question.baselines)
-    epochs = question.baselines[0].recipe.epochs
-    changed = "" if question.recipe.epochs == epochs else f", changed networks {question.recipe.epochs}"
-    text = (f"at most {allowed.trainings} trainings: the baseline and {allowed.tries} of {allowed.possible} K, "
-            f"{seeds} seed{'s' * (seeds > 1)} each, {epochs} epoch{'s' * (epochs > 1)}{changed}")
+    epochs, base = question.recipe.epochs, "" if question.given else "the baseline and "
+    if not question.given and question.baselines[0].recipe.epochs != epochs:
+        base = f"the baseline ({_epochs(question.baselines[0].recipe.epochs)}) and "
+    text = (f"at most {allowed.trainings} training{'s' * (allowed.trainings > 1)}: {base}{allowed.tries} of "
+            f"{allowed.possible} K, {seeds} seed{'s' * (seeds > 1)} each, {_epochs(epochs)}")
     if allowed.estimate.seconds:
         text += f"; about {duration(allowed.estimate.seconds)} at most, one training after another"
     return text + (f"\n{allowed.refused}" if allowed.refused else "")
+
+
+def _epochs(count: int) -> str:
+    return f"{count} epoch{'s' * (count > 1)}"
 
 
 def _show_budget(question: Question, allowed: Budget, as_json: bool) -> None:

@@ -132,7 +132,8 @@ def ask(model: str, data: str, wanted: Wanted) -> Question:
     recipe = bases[0].recipe
     return Question(
         bases, recipe if warm is None else tuning_recipe(recipe, wanted.tune_epochs), wanted.method,
-        wanted.downsample or "avg", wanted.objective, wanted.tolerance, wanted.confidence, wanted.budget, warm)
+        wanted.downsample or "avg", wanted.objective, wanted.tolerance, wanted.confidence, wanted.budget, warm,
+        given)
 
 
 def _baselines(model: str, data: str, wanted: Wanted) -> tuple[Trial, ...]:
