@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from spaceless.data.broken import Broken, LeftOut, broken_note, refuse_too_many
+from spaceless.data.broken import Broken, LeftOut, broken_note, first_reasons, left_out_note, refuse_too_many
 from spaceless.errors import DataError
 
 NAMES = ("cat", "dog")
@@ -41,6 +41,17 @@ def test_a_class_without_any_sound_image_is_an_error():
     with pytest.raises(DataError, match=r"/data/train/400\.jpg: .*all images of class dog are broken"):
         refuse_too_many(lost(400), labels, NAMES, "/data")
     refuse_too_many({}, torch.tensor([0, 0]), NAMES, "/data")  # a class that never had any is no business of ours
+
+
+def test_a_mode_that_is_not_read_is_told_from_what_is_broken():
+    images = [Broken(0, "c", "an image of mode I;16"), Broken(1, "a", "cut"), Broken(2, "b", "an image of mode LAB")]
+    assert left_out_note(images) == "1 broken image left out: a; 2 images of a mode that is not read left out: b, c"
+    assert left_out_note([]) == left_out_note(()) == ""
+    assert first_reasons(images) == ("a: cut", "b: an image of mode LAB", "c: an image of mode I;16")
+    assert [image.unread for image in images] == [True, False, True]
+    labels = torch.tensor([0, 1, 0, 1])
+    with pytest.raises(DataError, match=r"all images of class cat are of a mode that is not read, .*; convert these"):
+        refuse_too_many({0: images[0], 2: images[2]}, labels, NAMES, "/data")
 
 
 def test_each_is_warned_about_once():

@@ -45,6 +45,9 @@ def test_the_second_time_nothing_is_decoded(source, decode):
 def test_a_note_is_kept(source, decode):
     noted = cached([source], "v", lambda: decode()._replace(note="a caveat"))
     assert noted.note == cached([source], "v", decode).note == "a caveat"
+    told = cached([source], "r", lambda: decode()._replace(reasons=("a: gone", "b: cut")))
+    assert told.reasons == cached([source], "r", decode).reasons == ("a: gone", "b: cut")
+    assert cached([source], "v", decode).reasons == ()
     assert cached([source], "w", decode).note == cached([source], "w", decode).note == ""
 
 
@@ -59,6 +62,36 @@ def test_any_change_is_noticed(source, decode, tmp_path):
     os.utime(other, ns=(1, 1))
     names |= {cache_file([other], "v"), cache_file([source, other], "v")}
     assert len(names) == 6
+    link, moved = tmp_path / "a.bin", tmp_path / "b/a.bin"
+    link.symlink_to(source)
+    names = {cache_file([link], "v")}
+    moved.parent.mkdir()
+    link.rename(moved)  # into another class folder
+    names |= {cache_file([moved], "v"), cache_file([moved], "v", ["ä"]), cache_file([moved], "v", ["bee"])}
+    source.unlink()
+    names.add(cache_file([moved], "v"))
+    assert len(names) == 5
+
+
+def test_a_newer_state_replaces_the_earlier_one_of_the_same_set_only(source, decode, tmp_path):
+    other = tmp_path / "other" / "images.bin"
+    other.parent.mkdir()
+    other.write_text("another set")
+    kept = [cache_file([other], "v"), cache_file([source], "w")]
+    cached([other], "v", decode)
+    cached([source], "w", decode)
+    for text in ("one", "another"):
+        source.write_text(text)
+        cached([source], "v", decode)
+        assert set(kept[0].parent.iterdir()) == {*kept, cache_file([source], "v")}
+
+
+def test_copies_of_an_older_format_are_not_used(source, decode, monkeypatch):
+    monkeypatch.setattr(cache, "_FORMAT", 1)
+    old = cache_file([source], "v")
+    monkeypatch.undo()
+    assert cache_file([source], "v").name != old.name
+    assert cache._FORMAT > 1
 
 
 @pytest.mark.parametrize("damage", [

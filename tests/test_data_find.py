@@ -8,6 +8,7 @@ import sys
 import tarfile
 import threading
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -39,6 +40,23 @@ def test_only_the_first_named_root_counts(tmp_path, monkeypatch):
     assert find("some", tmp_path / "one").path == tmp_path / "one/some.npz"
     with pytest.raises(DataError, match="--data-root"):
         find("some", tmp_path / "empty")
+
+
+def test_a_root_in_the_home_folder(tmp_path, monkeypatch):
+    touch(tmp_path / "x/some.npz")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SPACELESS_DATA", "~/x")
+    assert root_folder() == (tmp_path / "x", "$SPACELESS_DATA")
+    assert find("some").path == find("some", Path("~/x")).path == tmp_path / "x/some.npz"
+
+
+def test_a_link_goes_by_its_own_name(tmp_path):
+    touch(tmp_path / "elsewhere/exif/train/a/1.png", tmp_path / "elsewhere/exif/test/a/1.png")
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root/birds").symlink_to(tmp_path / "elsewhere/exif")
+    listed = [entry.name for entry in known(tmp_path / "root")]
+    assert listed[3:] == ["birds"]
+    assert find("birds", tmp_path / "root").kind == "folders"
 
 
 @pytest.mark.parametrize("kind", ARCHIVE_FILES)
@@ -73,7 +91,22 @@ def test_the_unpacked_official_archive_comes_first(tmp_path):
     assert find("cifar100", tmp_path).path.name == "cifar-100-binary"
 
 
-@pytest.mark.parametrize("test", ["test", "val", "validation"])
+@pytest.mark.parametrize("files", [
+    ("train-00000-of-00001.parquet", "valid-00000-of-00001.parquet"), ("train/0000.parquet", "test/0000.parquet"),
+    ("default/train/0000.parquet", "default/test/0000.parquet"), ("data/train.parquet", "metadata.parquet"),
+])
+def test_parquet_as_hugging_face_keeps_it(files, tmp_path):
+    touch(*(tmp_path / "set" / name for name in files))
+    assert find("set", tmp_path).kind == "parquet"
+
+
+@pytest.mark.parametrize("stray", ["metadata.parquet", "train/metadata.parquet", "more/metadata.parquet"])
+def test_a_table_beside_class_folders_makes_no_parquet_set(stray, tmp_path):
+    touch(*(tmp_path / "set" / name for name in ("train/a/1.png", "test/a/1.png", stray)))
+    assert find("set", tmp_path).kind == "folders"
+
+
+@pytest.mark.parametrize("test", ["test", "val", "validation", "valid"])
 def test_class_folders(test, tmp_path):
     touch(tmp_path / "pets/train/cat/1.png", tmp_path / f"pets/{test}/cat/2.png")
     assert find("pets", tmp_path).kind == "folders"

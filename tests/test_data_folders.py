@@ -1,12 +1,20 @@
 """Class folders: labels by the names of folders, one square size, and folders that disagree refused."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from spaceless.data import load
+from spaceless.data import load, open_images, verify
+from spaceless.data.classes import class_files
+from spaceless.data.images import image_formats
+from spaceless.data.workers import decoded
 from spaceless.errors import DataError
+
+NOTES = "1 file of the class folders skipped as no image: train/cat/notes.txt"
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +48,142 @@ def test_labels_and_images_in_alphabetical_order(pets):
     assert data.test_images[:, 0, 0, 0].tolist() == [80, 100]
 
 
+def test_files_that_are_no_images_are_counted(pets):
+    assert load(pets, image_size=8).note == open_images(pets, streamed=True).note == NOTES
+    for name in ("train/dog/a.heic", "train/dog/deeper/a.xml", "train/dog/.DS_Store", "test/readme.txt"):
+        (pets / name).parent.mkdir(exist_ok=True)
+        (pets / name).write_text("no image")
+    write(pets / "train/loose.png")
+    with pytest.warns(UserWarning, match="4 files of the class folders"):  # also where the pixels are kept already
+        assert load(pets, image_size=8).note == (
+            "4 files of the class folders skipped as no image: train/cat/notes.txt, train/dog/a.heic, "
+            "train/dog/deeper/a.xml, train/loose.png")
+    assert "note: 4 files of the class folders skipped" in "\n".join(verify(pets, image_size=8).lines())
+
+
+def test_folders_within_class_folders_belong_to_the_class(pets):
+    flat = [str(path.relative_to(pets)) for path in class_files(pets).files]
+    assert flat == ["train/cat/a.png", "train/cat/z.webp", "train/dog/a.jpg", "train/dog/b.png", "test/cat/1.png",
+                    "test/dog/1.bmp"]
+    for name in ("train/cat/b/2.png", "train/cat/b/1.png", "train/cat/b/c/0.png", "train/cat/a/9.png",
+                 "train/cat/.hidden/1.png"):
+        write(pets / name, 200)
+    deep = [str(path.relative_to(pets)) for path in class_files(pets).train["cat"]]
+    assert deep == [*flat[:2], "train/cat/a/9.png", "train/cat/b/1.png", "train/cat/b/2.png", "train/cat/b/c/0.png"]
+    from torchvision.datasets import ImageFolder
+
+    assert [str(path) for path, _ in ImageFolder(pets / "train").samples if "/.hidden" not in path] == [
+        str(pets / name) for name in (*deep, *flat[2:4])]
+    assert load(pets, image_size=8).train_labels.tolist() == [0] * 6 + [1] * 2
+    assert open_images(pets, streamed=True).train_count == 8
+
+
+@pytest.mark.parametrize(("suffix", "kind"), [
+    (".JFIF", "JPEG"), (".jpe", "JPEG"), (".apng", "PNG"), (".pnm", "PPM"), (".avif", "AVIF"), (".jp2", "JPEG2000"),
+])
+def test_images_of_every_suffix_that_pillow_reads(suffix, kind, pets):
+    if kind not in image_formats():
+        pytest.skip(f"pillow without {kind}")
+    Image.fromarray(np.full((8, 8, 3), 200, np.uint8)).save(pets / f"train/dog/c{suffix}", kind)
+    data = load(pets, image_size=8)
+    assert data.train_labels.tolist() == [0, 0, 1, 1, 1]
+    assert (data.train_images[4].float() - 200).abs().max() < 3
+
+
+def test_links_that_lead_nowhere_are_broken_images(pets):
+    (pets / "train/dog/gone.png").symlink_to(pets / "absent.png")
+    with pytest.warns(UserWarning, match=r"\(train/dog/gone\.png: .*FileNotFoundError: No such file or directory\)"):
+        assert load(pets, image_size=8).train_count == 4
+    assert open_images(pets, streamed=True).train_count == 5
+    (problem,) = verify(pets, image_size=8).problems
+    assert problem.startswith("train/dog/gone.png: ")
+    write(pets / "absent.png", 200)
+    assert load(pets, image_size=8).train_count == 5
+    (pets / "train/bird").symlink_to(pets / "nowhere")
+    with pytest.raises(DataError, match="train/bird: found a link that leads nowhere"):
+        load(pets, image_size=8)
+
+
+def test_links_in_a_ring_end(pets):
+    ring, back, odd = (pets / "train/dog" / name for name in ("ring.png", "back", "odd"))
+    ring.symlink_to(ring)
+    odd.symlink_to(odd)
+    back.symlink_to(pets / "train")
+    (pets / "train/cat/deep").mkdir()
+    write(pets / "train/cat/deep/1.png")
+    (pets / "train/cat/deep/again").symlink_to(pets / "train/cat/deep")
+    with pytest.warns(UserWarning, match=r"1 broken image left out: train/dog/ring\.png"):
+        data = load(pets, image_size=8)
+    assert data.train_labels.tolist() == [0, 0, 0, 1, 1]
+    assert "4 files" in data.note and "train/dog/back" in data.note and "train/dog/odd" in data.note
+
+
+def test_names_that_are_no_utf_8_can_be_written_down(tmp_path):
+    root = tmp_path / "set"
+    for split in ("train", "test"):
+        for name in (b"caf\xe9", b"tea"):
+            folder = os.fsdecode(os.fsencode(root / split) + b"/" + name)
+            try:
+                write(Path(folder) / "1.png", 50)
+            except OSError:
+                pytest.skip("a file system that takes UTF-8 only")
+    bad = Path(os.fsdecode(os.fsencode(root / "train/tea") + b"/bad\xff.png"))
+    write(bad, 50)
+    cut(bad)
+    with pytest.warns(UserWarning, match="left out"):
+        data = load(root, image_size=8)
+    stream = open_images(root, image_size=8, streamed=True)
+    assert data.class_names == stream.class_names == ("caf\\xe9", "tea")
+    assert data.train_images.flatten().unique().tolist() == [50]  # the right files were opened
+    assert data.note == "1 broken image left out: train/tea/bad\\xff.png"
+    (decoded_work,) = decoded(stream.train, 8, [(None, [0, 1, 2])], torch.device("cpu"), 0)
+    assert decoded_work.numbers.tolist() == [0, 1]
+    ((number, path, _),) = decoded_work.broken
+    assert (number, path) == (2, "train/tea/bad\\xff.png")
+    for text in (data.facts.model_dump_json(), *data.class_names, path, *verify(root, image_size=8).lines()):
+        text.encode("utf-8")
+
+
+def test_images_of_a_mode_that_is_not_read_are_not_called_broken(pets):
+    deep = Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8))
+    deep.save(pets / "train/dog/b.png")
+    with pytest.warns(UserWarning, match="left out"):
+        note = load(pets, image_size=8).note
+    assert note.startswith("1 image of a mode that is not read left out: train/dog/b.png; ")
+    deep.save(pets / "train/cat/a.png")
+    with pytest.raises(DataError, match=r"mode I;16; 2 of 4 images are of a mode that is not read.*convert these to 8"):
+        load(pets, image_size=8)
+    cut(pets / "train/cat/a.png")
+    with pytest.raises(DataError, match=r"2 of 4 images are broken or of a mode.*replace the others"):
+        load(pets, image_size=8)
+
+
+@pytest.mark.parametrize("pool", [False, True], ids=["files", "links"])
+def test_what_was_decoded_is_used_for_the_same_files_in_the_same_classes_only(pool, tmp_path):
+    def make(name, labels):
+        for split in ("train", "test"):
+            for number, label in enumerate(labels):
+                path = tmp_path / name / split / label / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if pool:
+                    path.symlink_to(tmp_path / f"pool/{number}.png")
+                else:
+                    write(path, 100 * number)
+        return load(tmp_path / name, image_size=8)
+
+    for number in range(3):
+        write(tmp_path / f"pool/{number}.png", 100 * number)
+    assert make("one", "aab").train_labels.tolist() == [0, 0, 1]
+    assert make("other", "abb").train_labels.tolist() == [0, 1, 1]
+    for split in ("train", "test"):
+        (tmp_path / "one" / split / "b").rename(tmp_path / "one" / split / "c")
+    assert load(tmp_path / "one", image_size=8).class_names == ("a", "c")
+    (tmp_path / "one/train/a/1.png").rename(tmp_path / "one/train/c/1.png")
+    moved = load(tmp_path / "one", image_size=8)
+    assert moved.train_labels.tolist() == [0, 1, 1]
+    assert moved.train_images[:, 0, 0, 0].tolist() == [0, 100, 200]
+
+
 def test_any_shape_becomes_one_square(pets):
     write(pets / "train/cat/wide.png", 200, (10, 30))
     assert load("pets", data_root=pets.parent, image_size=4).train_images.shape == (5, 3, 4, 4)
@@ -50,7 +194,7 @@ def test_an_image_size_is_required(pets):
         load(pets)
 
 
-@pytest.mark.parametrize("other", ["val", "validation"])
+@pytest.mark.parametrize("other", ["val", "validation", "valid"])
 def test_unlabelled_test_images_are_passed_over(pets, other):
     write(pets / other / "cat/1.png", 7)
     write(pets / other / "dog/1.png", 9)
@@ -89,7 +233,8 @@ def test_a_broken_image_is_left_out_by_name(pets):
         with pytest.warns(UserWarning, match=r"pets: 1 broken image left out: train/dog/a\.jpg") as caught:
             data = load(pets, image_size=8)
         assert len(caught) == 1, again
-        assert data.note == data.facts.note == "1 broken image left out: train/dog/a.jpg"
+        assert data.note == data.facts.note == f"1 broken image left out: train/dog/a.jpg; {NOTES}"
+        assert "(train/dog/a.jpg: an image that cannot be decoded (" in str(caught[0].message)  # what no outcome keeps
         assert data.train_labels.tolist() == [0, 0, 1]
         assert (data.train_images.float().mean((1, 2, 3)) - torch.tensor([20, 60, 0])).abs().max() < 3
         assert (data.facts.train_images, data.facts.test_images) == (3, 2)
@@ -155,7 +300,7 @@ def tiny(tmp_path):
 
 def test_tiny_imagenet_as_it_comes_out_of_the_zip(tiny):
     data = load(tiny, image_size=8)
-    assert data.class_names == ("goldfish, Carassius auratus", "tailed frog", "n03")
+    assert (data.class_names, data.note) == (("goldfish, Carassius auratus", "tailed frog", "n03"), "")
     assert data.train_labels.tolist() == [0, 0, 1, 1, 2, 2]
     shades = data.train_images.float().mean((1, 2, 3))
     assert (shades - torch.tensor([40, 50, 80, 90, 0, 10])).abs().max() < 3
@@ -163,8 +308,13 @@ def test_tiny_imagenet_as_it_comes_out_of_the_zip(tiny):
     assert (data.test_images.float().mean((1, 2, 3)) - torch.tensor([110, 10, 160, 60])).abs().max() < 3
 
 
-def test_an_annotation_that_changes_is_noticed_by_the_cache(tiny):
+def test_other_words_and_annotations_are_noticed_by_the_cache(tiny):
     load(tiny, image_size=8)
+    words = tiny / "words.txt"
+    state = words.stat()
+    words.write_text(words.read_text().replace("tailed frog", "tailed toad"))
+    os.utime(words, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert load(tiny, image_size=8).class_names[1] == "tailed toad"
     file = tiny / "val/val_annotations.txt"
     file.write_text(file.read_text().replace("val_0.JPEG\tn02", "val_0.JPEG\tn01"))
     assert load(tiny, image_size=8).test_labels.tolist() == [0, 0, 1, 2]

@@ -5,14 +5,15 @@ from __future__ import annotations
 import csv
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from made_folders import TRUNCATED, make_folders, truncate, write
 from spaceless.data.controls import make_control
-from spaceless.data.dataset import Dataset
-from spaceless.data.heldout import held_out
-from spaceless.data.readers import open_images
+from spaceless.data.dataset import Dataset, drawn
+from spaceless.data.heldout import _parted, held_out
+from spaceless.data.readers import load, open_images
 from spaceless.errors import InputError
 from spaceless.evaluation import evaluate
 from spaceless.frame import frame
@@ -20,6 +21,7 @@ from spaceless.models import build_model
 from spaceless.paired import unpacked
 from spaceless.report import csv_text, gather
 from spaceless.run import Place, load_data, run_trial
+from spaceless.seeds import generator
 from spaceless.trial import RECIPES
 from tiny_studies import trial
 
@@ -59,6 +61,43 @@ def test_the_test_images_can_stay_beside_what_is_left_to_train_on():
     assert numbers(tested.test_images) == numbers(numbered().test_images)
     assert torch.equal(tested.train_images, parted.train_images)
     assert tested.mean == parted.mean != numbered().mean  # normalised as in the training
+
+
+@pytest.mark.parametrize(("classes", "each", "share"), [
+    (2, 7, 0.3), (5, 20, 0.2), (10, 100, 0.1), (100, 50, 0.1), (3, 40, 0.333), (7, 13, 0.55), (4, 2, 0.5),
+])
+def test_of_balanced_classes_the_images_are_those_that_turns_of_the_classes_give(classes, each, share):
+    labels = torch.arange(classes).repeat(each)[torch.randperm(classes * each, generator=generator(0, "labels"))]
+    rest, kept = _parted(labels, share, classes, "set")
+    assert torch.equal(kept, drawn(labels, round(share * len(labels)), 0, "held-out", "set"))
+    assert torch.equal(torch.cat([rest, kept]).sort().values, torch.arange(len(labels)))
+
+
+def test_so_they_are_where_no_class_gives_a_whole_image_more_than_its_share():
+    labels = torch.tensor([0] * 41 + [1] * 40 + [2] * 40)  # a draw of 121 images of 3 classes
+    assert torch.equal(_parted(labels, 0.1, 3, "set")[1], drawn(labels, 12, 0, "held-out", "set"))
+
+
+@pytest.mark.parametrize(("counts", "share", "expected"), [
+    ((980, 20), 0.1, (98, 2)), ((500, 300, 200), 0.1, (50, 30, 20)), ((96, 2, 2), 0.5, (48, 1, 1)),
+    ((97, 2, 1), 0.9, (89, 1, 0)), ((100, 0, 10, 1), 0.2, (20, 0, 2, 0)), ((5, 1, 1, 1), 0.5, (4, 0, 0, 0)),
+])
+def test_rare_classes_are_held_out_in_proportion_and_keep_an_image(counts, share, expected):
+    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    labels = labels[torch.randperm(len(labels), generator=generator(1, "labels"))]
+    rest, kept = _parted(labels, share, len(counts), "set")
+    assert torch.bincount(labels[kept], minlength=len(counts)).tolist() == list(expected)
+    assert torch.equal(torch.cat([rest, kept]).sort().values, torch.arange(len(labels)))
+    assert torch.equal(kept, kept.sort().values) and torch.equal(kept, _parted(labels, share, len(counts), "set")[1])
+
+
+def test_a_rare_class_in_a_data_set(tmp_path):
+    images = np.zeros((1000, 2, 2, 3), np.uint8)
+    labels = np.array([0] * 980 + [1] * 20)
+    np.savez(tmp_path / "set.npz", x_train=images, y_train=labels, x_test=images[:4], y_test=np.array([0, 1, 0, 1]))
+    parted = held_out(load(tmp_path / "set.npz"), 0.1)
+    assert torch.bincount(parted.train_labels).tolist() == [882, 18]
+    assert torch.bincount(parted.test_labels).tolist() == [98, 2]
 
 
 @pytest.mark.parametrize("share", [0.04, 0.97])

@@ -104,10 +104,31 @@ def test_strips_that_would_grow_are_refused():
         decode([strip], 224, crop=True)
 
 
-def test_sixteen_bits_are_refused():
+def test_modes_that_are_not_read_are_to_be_converted():
     deep = Image.fromarray(np.arange(16, dtype=np.uint16).reshape(4, 4))
-    with pytest.raises(DataError, match="8 bits a channel"):
-        decode([encoded(deep)], 4)
+    for content, mode in ((encoded(deep), "I;16"), (encoded(Image.new("LAB", (4, 4)), "TIFF"), "LAB")):
+        with pytest.raises(DataError, match=f"mode {mode}, expected 8 bits a channel.*; convert it to 8-bit RGB or g"):
+            decode([content], 4)
+
+
+def test_what_is_told_is_the_same_in_every_run():
+    with pytest.raises(DataError) as caught:
+        decode([b"no image"], 4)
+    assert "(UnidentifiedImageError: cannot identify image file)" in str(caught.value)
+
+
+def test_suffixes_are_those_of_what_this_pillow_was_built_with(monkeypatch):
+    from PIL import features
+
+    monkeypatch.setattr(features, "get_supported", list)
+    try:
+        for each in (images.image_formats, images.image_suffixes):
+            each.cache_clear()
+        assert ".jfif" in images.image_suffixes() and ".avif" not in images.image_suffixes()
+        assert decode([encoded(np.zeros((4, 4, 3), np.uint8))], 4).shape == (1, 3, 4, 4)
+    finally:
+        for each in (images.image_formats, images.image_suffixes):
+            each.cache_clear()
 
 
 def test_another_size_without_a_crop():

@@ -72,8 +72,80 @@ def test_several_dictionaries(options, tmp_path):
 
 def test_plain_binary_column_and_the_only_whole_number(tmp_path):
     plain = [image["bytes"] for image in images()]
-    write_set(tmp_path / "set", {"weight": [0.5] * 5, "x": plain, "y": pa.array(LABELS, pa.uint8())})
-    np.testing.assert_array_equal(load("set", data_root=tmp_path).train_images.permute(0, 2, 3, 1), PIXELS)
+    columns = {"weight": [0.5] * 5, "x": plain, "y": pa.array(LABELS, pa.uint8()), "image_id": [7] * 5}
+    write_set(tmp_path / "set", columns)
+    with pytest.warns(UserWarning, match="labels are the column y, the only one of whole numbers"):
+        data = load("set", data_root=tmp_path)
+    np.testing.assert_array_equal(data.train_images.permute(0, 2, 3, 1), PIXELS)
+    assert data.train_labels.tolist() == LABELS
+    assert data.facts.note == "labels are the column y, the only one of whole numbers"
+    (tmp_path / "set/README.md").write_text("re-split")
+    assert load("set", data_root=tmp_path).note == f"{RESPLIT_NOTE}; {data.note}"
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())], ids=str)
+def test_labels_that_are_texts_are_numbered_in_alphabetical_order(kind, tmp_path):
+    texts = pa.array(["owl", "emu", "jay", "owl", "emu"]).cast(kind)
+    columns = {"image_id": [1, 0, 1, 0, 1], "image": images(), "label": texts}
+    folder = write_set(tmp_path / "set", columns)
+    write(folder, {name: column[1:3] for name, column in columns.items()}, "test.parquet")
+    data = load(folder)
+    assert (data.class_names, data.note) == (("emu", "jay", "owl"), "")
+    assert (data.train_labels.tolist(), data.test_labels.tolist()) == ([2, 0, 1, 2, 0], [0, 1])
+    write(folder, {"image": images()[:1], "label": ["kea"]}, "test.parquet")
+    with pytest.raises(DataError, match=r"test\.parquet: found the label 'kea', expected one that occurs in the train"):
+        load(folder)
+    write(folder, {"image": images()[:1], "label": [1]}, "test.parquet")
+    with pytest.raises(DataError, match=r"test\.parquet: found labels in column label, whole numbers, .*label, texts"):
+        load(folder)
+
+
+def with_names(*names, column="label"):
+    return {"huggingface": json.dumps({"info": {"features": {column: {"names": names}}}})}
+
+
+def test_splits_that_mean_their_labels_in_different_ways(tmp_path):
+    columns = {"img": images(), "label": LABELS}
+    folder = write_set(tmp_path / "set", columns, metadata=with_names("x", "y", "z"))
+    write(folder, columns, "test.parquet", metadata=with_names("y", "x", "z"))
+    with pytest.raises(DataError, match=r"test\.parquet: found class 0 called 'y', expected 'x', as in train\.parquet"):
+        load(folder)
+    write(folder, columns, "test.parquet", metadata=with_names("x", "y"))
+    with pytest.raises(DataError, match=r"test\.parquet: found 2 class names, expected 3"):
+        load(folder)
+    write(folder, columns, "test.parquet")
+    assert load(folder).class_names == ("x", "y", "z")
+    write(folder, {**columns, "fine_label": LABELS})
+    with pytest.raises(DataError, match=r"test\.parquet: found labels in column label, .*column fine_label, .*train"):
+        load(folder)
+
+
+@pytest.mark.parametrize("unlabelled", [{"label": [-1] * 5}, {"label": pa.array([None] * 5, pa.int64())}, {}],
+                         ids=["-1", "empty", "no column"])
+def test_a_test_split_without_labels_is_passed_over(unlabelled, tmp_path):
+    folder = write_set(tmp_path / "set", {"img": images(), "label": LABELS})
+    write(folder, {"img": images(), **unlabelled}, "test.parquet")
+    with pytest.raises(DataError):
+        load(folder)
+    write(folder, {"img": images()[:2], "label": [2, 1]}, "validation.parquet")
+    assert load(folder).test_labels.tolist() == [2, 1]
+
+
+@pytest.mark.parametrize("names", [
+    ("train-00000-of-00001.parquet", "valid-00000-of-00001.parquet"), ("train/0000.parquet", "test/0000.parquet"),
+    ("default/train/0000.parquet", "default/test/0000.parquet"), ("data/train.parquet", "data/test.parquet"),
+])
+def test_layouts_of_hugging_face(names, tmp_path):
+    for name, labels in zip(names, (LABELS, LABELS[::-1]), strict=True):
+        write((tmp_path / "set" / name).parent, {"img": images(), "label": labels}, (tmp_path / "set" / name).name)
+    write(tmp_path / "set", {"rows": [1]}, "metadata.parquet")
+    data = load("set", data_root=tmp_path)
+    assert (data.train_labels.tolist(), data.test_labels.tolist()) == (LABELS, LABELS[::-1])
+    if "/0000" in names[0]:
+        first = tmp_path / "set" / names[0]
+        first.rename(first.with_name("0001.parquet"))
+        with pytest.raises(DataError, match=r"1 parts like 0001\.parquet, expected 2"):
+            load("set", data_root=tmp_path)
 
 
 def test_the_fine_label_is_preferred(tmp_path):
@@ -83,14 +155,18 @@ def test_the_fine_label_is_preferred(tmp_path):
 
 
 @pytest.mark.parametrize(("columns", "says"), [
-    ({"img": images(), "a": LABELS, "b": LABELS}, "2 columns of whole numbers: a, b"),
+    ({"img": images(), "a": LABELS, "b": LABELS}, "2 columns of whole numbers that may be labels: a, b"),
+    ({"img": images(), "image_id": LABELS}, "0 columns of whole numbers that may be labels"),
+    ({"img": images(), "index": LABELS}, "0 columns of whole numbers that may be labels"),
+    ({"img": images(), "y": LABELS, "label": [0.5] * 5}, "a column label of double"),
     ({"img": images(), "a": [0.5] * 5}, "0 columns of whole numbers"),
     ({"x": images(), "y": images(), "label": LABELS}, "2 columns of encoded images (bytes): x, y"),
     ({"text": ["t"] * 5, "label": LABELS}, "0 columns of encoded images"),
     ({"img": images()[:4] + [None], "label": LABELS}, "without image or label"),
     ({"img": images(), "label": LABELS[:4] + [None]}, "without image or label"),
     ({"img": images()[:0], "label": pa.array([], pa.int64())}, "columns"),
-], ids=["two labels", "no label", "two images", "no image", "empty image", "empty label", "no rows"])
+], ids=["two labels", "an id", "an index", "odd label", "no label",
+        "two images", "no image", "empty image", "empty label", "no rows"])
 def test_columns_that_do_not_tell(columns, says, tmp_path):
     with pytest.raises(DataError) as caught:
         load(write_set(tmp_path / "set", columns))
@@ -134,6 +210,9 @@ def test_the_readme_may_own_up_to_another_split(text, tmp_path):
     (tmp_path / "set/README.md").write_text(text)
     data = load("set", data_root=tmp_path)
     assert data.note == data.facts.note == data.resized(3).note == data.subset(2).note == RESPLIT_NOTE
+    for other in ("official split, not the official colours", "This copy is not re-split.", "The official re-splitter"):
+        (tmp_path / "set/README.md").write_text(other)
+        assert load("set", data_root=tmp_path).note == ""
 
 
 def test_parts_come_in_order_and_none_may_be_missing(tmp_path):

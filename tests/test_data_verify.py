@@ -10,6 +10,8 @@ import torch
 
 from made_folders import TRUNCATED, make_folders, truncate, write
 from spaceless.data import known, load, verify
+from spaceless.data.dataset import drawn
+from spaceless.data.heldout import held_out
 from spaceless.data.verify import Verification
 
 RANDOM = np.random.default_rng(0)
@@ -114,5 +116,7 @@ def test_real_cifar100_draws(cifar100):
     small = data.subset(train=1000, test=200, seed=1)
     assert torch.bincount(small.train_labels, minlength=100).unique().tolist() == [10]
     assert torch.bincount(small.test_labels, minlength=100).unique().tolist() == [2]
+    kept = drawn(data.train_labels, 5000, 0, "held-out", "cifar100")
+    assert torch.equal(held_out(data, 0.1).test_images, data.train_images[kept])  # outcomes are stored with this split
     if "re-split" in cifar100.note:  # this copy keeps repeated images on one side
         assert cifar100.shared == 0

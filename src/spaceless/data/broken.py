@@ -1,4 +1,4 @@
-"""Images of class folders that cannot be decoded: left out by name, an error where they are too many.
+"""Images of class folders that cannot be read: left out by name, an error where they are too many.
 
 One truncated file must not end a training of days, and nothing may be left out in silence. Archives, `.npz` and parquet
 files are made by machines as a whole: there a broken image means a broken file, and is an error.
@@ -13,27 +13,59 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from spaceless.data.images import UNREAD
 from spaceless.errors import DataError
 
 LARGEST_SHARE = 0.01  # of a split; more than that is a broken copy, or a disk that is gone, and no accident
 _NAMED = 5
+_UNREAD = "of a mode that is not read"
 
 
 class Broken(NamedTuple):
-    """An image that cannot be decoded: its number in its split, its path in the folder and what is wrong with it."""
+    """An image that cannot be read: its number in its split, its path in the folder and what is wrong with it.
+
+    The path is there to be shown: it is that of `find.printable`.
+    """
 
     number: int
     path: str
     reason: str
 
+    @property
+    def unread(self) -> bool:
+        """Whether it is sound, but of a mode that is not read: what has to be converted need not be replaced."""
+        return self.reason.startswith(UNREAD)
+
 
 def broken_note(paths: Collection[str]) -> str:
     """Return the sentence that belongs to every figure measured without these images; empty if there are none."""
+    return _sentence(paths, "broken image", "left out")
+
+
+def left_out_note(broken: Iterable[Broken]) -> str:
+    """Return `broken_note`, where those that are not broken, but of a mode that is not read, are told from them."""
+    images = list(broken)
+    unread = _sentence([image.path for image in images if image.unread], "image", f"{_UNREAD} left out")
+    return "; ".join(filter(None, (broken_note([image.path for image in images if not image.unread]), unread)))
+
+
+def skipped_note(paths: Collection[str]) -> str:
+    """Return the sentence about files of class folders that are not taken for images; empty if there are none."""
+    return _sentence(paths, "file", "of the class folders skipped as no image")
+
+
+def first_reasons(broken: Iterable[Broken]) -> tuple[str, ...]:
+    """Return the first images that `left_out_note` names, each with what is wrong with it."""
+    images = sorted(broken, key=lambda image: image.path)
+    return tuple(f"{image.path}: {image.reason}" for image in images[:_NAMED])
+
+
+def _sentence(paths: Collection[str], what: str, became: str) -> str:
     if not paths:
         return ""
     named = sorted(paths)
     more = f" and {len(named) - _NAMED:,} more" if len(named) > _NAMED else ""
-    return f"{len(named):,} broken image{'s' * (len(named) > 1)} left out: {', '.join(named[:_NAMED])}{more}"
+    return f"{len(named):,} {what}{'s' * (len(named) > 1)} {became}: {', '.join(named[:_NAMED])}{more}"
 
 
 def refuse_too_many(
@@ -54,18 +86,22 @@ def refuse_too_many(
     if not broken:
         return
     first = broken[min(broken)]
+    unread = sum(image.unread for image in broken.values())
+    wrong = "broken" if not unread else _UNREAD if unread == len(broken) else f"broken or {_UNREAD}"
     lost = torch.bincount(labels[torch.tensor(list(broken))], minlength=len(class_names))
     emptied = ((lost > 0) & (lost == torch.bincount(labels, minlength=len(class_names)))).nonzero().flatten().tolist()
     if emptied:
-        what = f"all images of class {class_names[emptied[0]]} are broken"
+        what = f"all images of class {class_names[emptied[0]]} are {wrong}"
     elif len(broken) > max(1, LARGEST_SHARE * len(labels)):
-        what = f"{len(broken):,} of {len(labels):,} images are broken"
+        what = f"{len(broken):,} of {len(labels):,} images are {wrong}"
     else:
         return
+    convert = "convert these to 8-bit RGB or grey"
+    cure = "replace this copy" if not unread else convert if unread == len(broken) else f"{convert}, replace the others"
     raise DataError(
         f"{source}/{first.path}", found=f"{first.reason}; {what}, this is the first",
-        expected=f"at most {LARGEST_SHARE:.0%} broken and some sound images of every class",
-        cure="replace this copy; `spaceless data PATH --verify` names every broken image",
+        expected=f"at most {LARGEST_SHARE:.0%} {wrong} and some sound images of every class",
+        cure=f"{cure}; `spaceless data PATH --verify` names every such image",
     )
 
 

@@ -1,7 +1,8 @@
 """Decoded images kept under the user's cache folder, so that the second start does not decode them again.
 
-One uncompressed `.npz` per set: written aside and renamed, so that it is whole or absent, with a checksum per array,
-and read by the same suspicious reader as any other `.npz`. It may be deleted at any time.
+One uncompressed `.npz` per set and image size: written aside and renamed, so that it is whole or absent, with a
+checksum per array, and read by the same suspicious reader as any other `.npz`. It may be deleted at any time, and what
+was decoded of an earlier state of the set is, as soon as there is a newer one.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,31 +18,45 @@ import platformdirs
 
 from spaceless.atomic import remove_abandoned, temporary
 from spaceless.data.dataset import Parts
-from spaceless.data.npz import KEYS, MOST_BYTES, NAMES_KEY, NOTE_KEY, read_npz
+from spaceless.data.npz import KEYS, MOST_BYTES, NAMES_KEY, NOTE_KEY, REASONS_KEY, read_npz
 from spaceless.errors import DataError
 
-_FORMAT = 1  # raise it when decoding begins to give other pixels
+_FORMAT = 2  # raise it when decoding begins to give other pixels, labels or texts
 
 
-def cache_file(files: Iterable[Path], variant: str) -> Path:
-    """Return where the decoded `files` are kept: a name made of their paths, sizes and times, and of `variant`."""
-    key = hashlib.sha256(f"{_FORMAT}|{variant}".encode())
+def cache_file(files: Sequence[Path], variant: str, class_names: Sequence[str] = ()) -> Path:
+    """Return where the decoded `files` are kept: `SET-STATE.npz`.
+
+    SET is made of the folder that all of them are in and of `variant`, STATE of their paths, of what links among them
+    lead to, of sizes and times, and of `class_names`.
+    """
+    folder = os.path.commonpath([file.absolute() for file in files])
+    of_set = hashlib.sha256(f"{_FORMAT}|{variant}|{folder}".encode("utf-8", "surrogateescape"))
+    key = hashlib.sha256("\n".join((of_set.hexdigest(), *class_names)).encode("utf-8", "surrogateescape"))
     for file in files:
-        state = file.stat()
-        key.update(f"\n{file.resolve()}|{state.st_size}|{state.st_mtime_ns}".encode("utf-8", "surrogateescape"))
-    return Path(platformdirs.user_cache_dir("spaceless")) / "decoded" / f"{key.hexdigest()[:32]}.npz"
+        # The path as it is tells split and class: a link in another class folder is another label of the same image.
+        state = f"\n{file.absolute()}|{os.path.realpath(file)}|"
+        with contextlib.suppress(OSError):  # a link that leads nowhere
+            found = file.stat()
+            state += f"{found.st_size}|{found.st_mtime_ns}"
+        key.update(state.encode("utf-8", "surrogateescape"))
+    place = Path(platformdirs.user_cache_dir("spaceless")) / "decoded"
+    return place / f"{of_set.hexdigest()[:16]}-{key.hexdigest()[:32]}.npz"
 
 
-def cached(files: Iterable[Path], variant: str, decode: Callable[[], Parts]) -> Parts:
+def cached(
+    files: Sequence[Path], variant: str, decode: Callable[[], Parts], class_names: Sequence[str] = (),
+) -> Parts:
     """Return what `decode` returns, from the cache if it is there and sound, else decoded and put there.
 
     Args:
         files: All that the result depends on; a change of any of them is noticed.
         variant: What else the result depends on.
         decode: The slow way.
+        class_names: What the classes are called, where `files` do not tell.
 
     """
-    file = cache_file(files, variant)
+    file = cache_file(files, variant, class_names)
     if file.is_file():
         with contextlib.suppress(DataError):  # broken: as good as absent
             return read_npz(file)
@@ -59,6 +74,11 @@ def _write(file: Path, parts: Parts) -> None:
     remove_abandoned(file.parent)  # of processes that were killed
     with temporary(file) as (descriptor, aside):
         with os.fdopen(os.dup(descriptor), "wb") as stream:
-            texts = {NAMES_KEY: np.array(parts.class_names), NOTE_KEY: np.array([parts.note])}
+            texts = {NAMES_KEY: np.array(parts.class_names), NOTE_KEY: np.array([parts.note]),
+                     REASONS_KEY: np.array(parts.reasons or [""])}
             np.savez(stream, **arrays, **texts)  # type: ignore[arg-type]
         aside.replace(file)
+    for earlier in file.parent.glob(f"{file.name.partition('-')[0]}-*.npz"):
+        if earlier != file:
+            with contextlib.suppress(OSError):  # another process was faster
+                earlier.unlink()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from spaceless.data.find import printable
 from spaceless.errors import DataError, InputError
 from spaceless.seeds import generator
 from spaceless.trial import DataFacts
@@ -21,7 +22,10 @@ _MOST_CLASSES = 1 << 16  # ImageNet-21k has 21,841
 
 
 class Parts(NamedTuple):
-    """What a reader hands over: the two splits, uint8 (N, 1 or 3, H, W) and int64 (N,), the class names, a caveat."""
+    """What a reader hands over: the two splits, uint8 (N, 1 or 3, H, W) and int64 (N,), the class names, a caveat.
+
+    `reasons` tell more of what the caveat is about, in a warning only.
+    """
 
     train_images: Tensor
     train_labels: Tensor
@@ -29,6 +33,7 @@ class Parts(NamedTuple):
     test_labels: Tensor
     class_names: tuple[str, ...]
     note: str = ""
+    reasons: tuple[str, ...] = ()
 
 
 def numbered_classes(*labels: Tensor) -> tuple[str, ...]:
@@ -108,6 +113,11 @@ class Dataset:
         return self.train_images.shape[2]
 
     @property
+    def shorter_side(self) -> int:
+        """What the shorter side of an image is made before its middle is cut out, in pixels."""
+        return self.image_size
+
+    @property
     def train_count(self) -> int:
         """The number of training images."""
         return len(self.train_labels)
@@ -146,7 +156,7 @@ class Dataset:
     def facts(self) -> DataFacts:
         """What an outcome keeps of the data it saw; outcomes are shared, so of a path only the last part."""
         return DataFacts(
-            name=self.name, source=Path(self.source).name, note=self.note, classes=self.classes,
+            name=self.name, source=printable(Path(self.source).name), note=self.note, classes=self.classes,
             image_size=self.image_size, digest=self.digest, train_images=len(self.train_images),
             test_images=len(self.test_images),
         )
@@ -204,7 +214,8 @@ def drawn(labels: Tensor, wanted: int | None, seed: int, split: str, name: str) 
     if wanted is None or wanted == len(labels):
         return None
     if not 1 <= wanted < len(labels):
-        raise InputError(f"{split} images of {name}", found=wanted, expected=f"1..{len(labels)}", cure="ask for fewer")
+        raise InputError(f"{split} images of {name}", found=wanted, expected=f"1..{len(labels)}",
+                         cure="ask for fewer" if wanted > 0 else "ask for at least one")
     return _stratified(labels, wanted, generator(seed, f"subset {split}"))
 
 

@@ -39,7 +39,8 @@ _OFFICIAL = {  # looked for in this order: unpacked before packed, since reading
     "cifar100": ("cifar-100-python", "cifar-100-binary", "cifar-100-python.tar.gz", "cifar-100-binary.tar.gz"),
     "imagenet32": (),
 }
-TEST_FOLDERS = ("test", "val", "validation")
+TEST_FOLDERS = ("test", "val", "validation", "valid")
+_SPLITS = ("train", *TEST_FOLDERS)
 _EXPECTED = "a CIFAR or ImageNet-32 archive, parquet files, an .npz, or train/CLASS/ and test/CLASS/ folders"
 
 
@@ -71,9 +72,9 @@ def root_folder(data_root: Path | None = None) -> tuple[Path, str]:
     Only the first of the three counts: whoever names a folder does not want a different copy from elsewhere.
     """
     if data_root is not None:
-        return Path(data_root), "--data-root"
+        return Path(data_root).expanduser(), "--data-root"
     if os.environ.get(ROOT_VARIABLE):
-        return Path(os.environ[ROOT_VARIABLE]), f"${ROOT_VARIABLE}"
+        return Path(os.environ[ROOT_VARIABLE]).expanduser(), f"${ROOT_VARIABLE}"
     return Path(platformdirs.user_cache_dir("spaceless")), "the user cache"
 
 
@@ -130,8 +131,9 @@ def known(data_root: Path | None = None) -> list[Known]:
         listed.append(Known(name, places, found))
     taken = {place for entry in listed for place in entry.places}
     others = sorted(root.iterdir()) if root.is_dir() else []
-    return listed + [Known(_stem(place), (place,), Location(_stem(place), place, kind))
-                     for place in others if place not in taken and (kind := _kind(place))]
+    # By the name that it has here, wherever a link leads: only that one is found again.
+    return listed + [Known(name, (place,), Location(name, place, kind)) for place in others
+                     if place not in taken and (kind := _kind(place)) and (name := _official(place) or _own(place))]
 
 
 def _places(name: str, root: Path) -> tuple[Path, ...]:
@@ -140,10 +142,15 @@ def _places(name: str, root: Path) -> tuple[Path, ...]:
 
 def _stem(path: Path) -> str:
     """Return the name a path goes by: the official name of an official archive, else its own."""
-    for name, entries in _OFFICIAL.items():
-        if path.name in entries:
-            return name
-    return path.resolve().name.removesuffix(".npz")
+    return _official(path) or _own(path.resolve())
+
+
+def _official(path: Path) -> str:
+    return next((name for name, entries in _OFFICIAL.items() if path.name in entries), "")
+
+
+def _own(path: Path) -> str:
+    return printable(path.name.removesuffix(".npz"))
 
 
 def _kind(path: Path) -> str | None:
@@ -154,7 +161,9 @@ def _kind(path: Path) -> str | None:
         for kind, files in ARCHIVE_FILES.items():
             if archive_file(path, files[0]).is_file():
                 return kind
-        if parquet_files(path):
+        # A table of metadata beside class folders, or in a split of them, makes no set of parquet files.
+        tables = parquet_files(path)
+        if tables and not (_class_folders(path) and all(_named_by_split(table) != "train" for table in tables)):
             return "parquet"
         if (path / "train").is_dir() and any((path / test).is_dir() for test in TEST_FOLDERS):
             return "folders"
@@ -170,8 +179,46 @@ def archive_file(folder: Path, name: str) -> Path:
 
 
 def parquet_files(folder: Path) -> list[Path]:
-    """Return the parquet files of a folder, else those one level below it, as Hugging Face repositories keep them."""
-    return sorted(folder.glob("*.parquet")) or sorted(folder.glob("*/*.parquet"))
+    """Return the parquet files of a folder, else those one level below it, as Hugging Face repositories keep them.
+
+    The last place is `CONFIG/SPLIT/*.parquet`. The first with a training split counts, else the first with any file.
+    """
+    levels = [sorted(folder.glob("*.parquet")), sorted(folder.glob("*/*.parquet"))]
+    if not any(split_of(file) == "train" for level in levels for file in level):
+        # By name, since the folders of a million images lie as deep.
+        levels.append(sorted(file for split in _SPLITS for file in folder.glob(f"*/{split}/*.parquet")))
+    with_training = [level for level in levels if any(split_of(file) == "train" for file in level)]
+    return next(iter(with_training or filter(None, levels)), [])
+
+
+def split_of(file: Path) -> str:
+    """Return the split that a parquet file is of, from its name (`train-*`), else from its folder's; empty if none."""
+    if split := _named_by_split(file):
+        return split
+    return file.parent.name if file.parent.name in _SPLITS else ""
+
+
+def set_folder(file: Path) -> Path:
+    """Return the folder of the set that a parquet file belongs to: the one above that of its split, if it has one."""
+    split_folder = not _named_by_split(file) and file.parent.name in _SPLITS
+    return file.parent.parent if split_folder else file.parent
+
+
+def _named_by_split(file: Path) -> str:
+    return next((split for split in _SPLITS if re.match(rf"{split}\b", file.name)), "")
+
+
+def _class_folders(path: Path) -> bool:
+    """Return whether folders that may be classes lie in `train/`, beside a test split."""
+    if not any((path / test).is_dir() for test in TEST_FOLDERS) or not (path / "train").is_dir():
+        return False
+    with os.scandir(path / "train") as entries:
+        return any(not entry.name.startswith(".") and entry.is_dir() for entry in entries)
+
+
+def printable(path: str | os.PathLike[str]) -> str:
+    """Return a path as text that any file can hold: bytes that are no UTF-8 are written as their numbers."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def download(name: str, root: Path | None = None) -> Location:

@@ -10,6 +10,7 @@ from torch import Tensor
 from spaceless.data.dataset import Dataset, drawn
 from spaceless.data.readers import Images
 from spaceless.errors import InputError
+from spaceless.seeds import generator
 
 JUDGED_ON_THEM = ", and accuracies are those on them, not on the test images"
 
@@ -17,8 +18,8 @@ JUDGED_ON_THEM = ", and accuracies are those on them, not on the test images"
 def held_out(data: Images, share: float, *, keep_test: bool = False) -> Images:
     """Return `data` without `share` of its training images, which take the place of the test images.
 
-    The draw is as even over the classes as their sizes allow and always the same one, so that all networks and seeds
-    are compared on the same images. Both parts keep the order of the images.
+    The draw is in proportion to the sizes of the classes, leaves each of them an image to train on, and is always the
+    same one, so that all networks and seeds are compared on the same images. Both parts keep the order of the images.
 
     Args:
         data: The data set, at the number of images that is asked for.
@@ -54,8 +55,36 @@ def _parted(labels: Tensor, share: float, classes: int, name: str) -> tuple[Tens
             expected=f"at least {classes} on either side, as many as there are classes",
             cure="choose another share or more images",
         )
-    kept = drawn(labels, wanted, 0, "held-out", name)
-    assert kept is not None  # fewer than all
+    kept = _in_proportion(labels, wanted, name)
     others = torch.ones(len(labels), dtype=torch.bool)
     others[kept] = False
     return others.nonzero().flatten(), kept
+
+
+def _in_proportion(labels: Tensor, wanted: int, name: str) -> Tensor:
+    """Return the sorted numbers of `wanted` images, of each class its share within one image and never all."""
+    counts = torch.bincount(labels)
+    even = drawn(labels, wanted, 0, "held-out", name)
+    assert even is not None  # fewer than all
+    taken = torch.bincount(labels[even], minlength=len(counts))
+    # Where turns of the classes come to their proportion, as in every balanced set, they stay: outcomes depend on them.
+    if bool(((taken * len(labels) - counts * wanted).abs() < len(labels)).all() and (taken < counts)[counts > 0].all()):
+        return even
+    random = generator(0, "held-out in proportion")
+    order = torch.randperm(len(labels), generator=random)
+    of_classes = torch.split(order[labels[order].argsort(stable=True)], counts.tolist())
+    quotas = _quotas(counts, wanted, torch.randperm(len(counts), generator=random)).tolist()
+    return torch.cat([part[:quota] for part, quota in zip(of_classes, quotas, strict=True)]).sort().values
+
+
+def _quotas(counts: Tensor, wanted: int, rank: Tensor) -> Tensor:
+    """Return how many of the `counts` images of each class make up `wanted`, fewer than all of a class: int64 (C,).
+
+    By largest remainders, and by `rank`, a permutation of the classes, where they are equal.
+    """
+    total = int(counts.sum())
+    quotas, remainders = counts * wanted // total, counts * wanted % total
+    while left := wanted - int(quotas.sum()):  # anew where classes too small for a further image leave some over
+        able = (quotas < counts - 1).nonzero().flatten()
+        quotas[able[(rank[able] - remainders[able] * len(rank)).argsort()[:left]]] += 1
+    return quotas

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +20,14 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Source = Path | bytes
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
+UNREAD = "an image of mode"  # how the reason begins where an image is sound and yet not read
 
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
+_FORMATS = {  # and the suffixes of their files
+    "PNG": (".png", ".apng"), "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"), "WEBP": (".webp",), "BMP": (".bmp",),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"), "TIFF": (".tif", ".tiff"), "GIF": (".gif",), "AVIF": (".avif",),
+    "JPEG2000": (".jp2", ".j2k", ".jpx"),
+}
+_OPTIONAL = {"AVIF": "avif", "JPEG2000": "jpg_2000"}  # what pillow calls them among what it was built with
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # 8 bits a channel at most
 _MOST_PIXELS = 1 << 26  # of one image; pillow itself warns from 1.3 times as many
 _MOST_BYTES = 1 << 28  # of one file
@@ -34,6 +40,21 @@ _SHARE = 64  # images a thread takes at a time
 
 class DifferentSizeError(DataError):
     """An image has not the size of the others, and no crop was asked for."""
+
+
+@cache
+def image_formats() -> dict[str, tuple[str, ...]]:
+    """Return the formats that this machine's pillow decodes, each with the suffixes of its files in lower case."""
+    from PIL import features
+
+    built = features.get_supported()
+    return {name: suffixes for name, suffixes in _FORMATS.items() if _OPTIONAL.get(name) in (None, *built)}
+
+
+@cache
+def image_suffixes() -> tuple[str, ...]:
+    """Return the suffixes, in lower case, of files that are read as images."""
+    return tuple(suffix for suffixes in image_formats().values() for suffix in suffixes)
 
 
 def empty_pixels(
@@ -122,12 +143,15 @@ def opened_image(source: Source, name: str, use: Callable[[Image.Image], Any]) -
         if size > _MOST_BYTES:
             raise _broken(name, f"{size:,} bytes", f"at most {_MOST_BYTES:,}")
         content = source if isinstance(source, bytes) else source.read_bytes()
-        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+        with Image.open(io.BytesIO(content), formats=tuple(image_formats())) as image:
             pixels = image.width * image.height
             if pixels > _MOST_PIXELS:
                 raise _broken(name, f"{image.width} x {image.height} pixels", f"at most {_MOST_PIXELS:,} in all")
             if image.mode not in _MODES:
-                raise _broken(name, f"an image of mode {image.mode}", "8 bits a channel")
+                raise DataError(
+                    name, found=f"{UNREAD} {image.mode}", expected="8 bits a channel, in RGB or grey",
+                    cure="convert it to 8-bit RGB or grey",
+                )
             if image.tile and image.tile[0][0] in _SLOW_DECODERS and pixels > _MOST_SLOW_PIXELS:
                 found = f"{image.width} x {image.height} pixels of the kind {image.tile[0][0]}"
                 raise _broken(name, found, f"at most {_MOST_SLOW_PIXELS:,} in all, or another format")
@@ -138,7 +162,9 @@ def opened_image(source: Source, name: str, use: Callable[[Image.Image], Any]) -
     except (DataError, MemoryError):
         raise
     except Exception as error:  # decoders raise nearly anything on broken bytes, and all of it means the same
-        detail = f"{type(error).__name__}: {error}".splitlines()[0][:120]
+        told = (isinstance(error, OSError) and error.strerror) or str(error)
+        told = re.sub(r" ?<[^<>]* object at 0x[0-9a-fA-F]+>", "", told)  # another one in every run
+        detail = f"{type(error).__name__}: {told}".splitlines()[0][:120]
         raise _broken(name, f"an image that cannot be decoded ({detail})", "PNG, JPEG, WebP, ...") from error
 
 

@@ -22,7 +22,7 @@ KEYS = (
     ("train_images", "train_labels", "test_images", "test_labels"),
 )
 NAMES_KEY = "class_names"
-NOTE_KEY = "spaceless_note"  # written by our own cache of decoded images
+NOTE_KEY, REASONS_KEY = "spaceless_note", "spaceless_reasons"  # written by our own cache of decoded images
 MOST_BYTES = 8 << 30  # of all arrays together, unpacked
 
 _Array = npt.NDArray[Any]
@@ -51,7 +51,7 @@ def read_npz(path: Path) -> Parts:
                 expected = " or ".join(", ".join(keys) for keys in KEYS)
                 found = ", ".join(sorted(members)[:8])[:200]
                 raise _problem(path, f"arrays {found or 'none'}", expected, "rename them")
-            wanted = [*keys, *(key for key in (NAMES_KEY, NOTE_KEY) if key in members)]
+            wanted = [*keys, *(key for key in (NAMES_KEY, NOTE_KEY, REASONS_KEY) if key in members)]
             declared = sum(members[key].file_size for key in wanted)
             limit = min(MOST_BYTES, memory(), max(_ALWAYS, _LARGEST_RATIO * path.stat().st_size))
             if declared > limit:
@@ -63,9 +63,10 @@ def read_npz(path: Path) -> Parts:
         raise _problem(path, f"a damaged file ({str(error)[:120]})", "an .npz", "replace it") from error
     images = [_images(arrays[key], f"{path}: {key}") for key in keys[::2]]
     labels = [_labels(arrays[key], f"{path}: {key}") for key in keys[1::2]]
-    note = _texts(arrays[NOTE_KEY], f"{path}: {NOTE_KEY}") if NOTE_KEY in arrays else ()
+    note, reasons = (_texts(arrays[key], f"{path}: {key}") if key in arrays else () for key in (NOTE_KEY, REASONS_KEY))
     return Parts(
-        images[0], labels[0], images[1], labels[1], _names(arrays.get(NAMES_KEY), labels, path), "".join(note))
+        images[0], labels[0], images[1], labels[1], _names(arrays.get(NAMES_KEY), labels, path), "".join(note),
+        tuple(filter(None, reasons)))
 
 
 def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, what: str) -> _Array:

@@ -7,10 +7,12 @@ import warnings
 from pathlib import Path
 
 from spaceless.data.archives import read_archive
+from spaceless.data.broken import skipped_note
 from spaceless.data.cache import cached
+from spaceless.data.classes import class_files
 from spaceless.data.dataset import Dataset, Parts
-from spaceless.data.find import Location, find, parquet_files
-from spaceless.data.folders import class_files, read_folders
+from spaceless.data.find import Location, find, parquet_files, printable
+from spaceless.data.folders import decoded_folders, no_image_size
 from spaceless.data.images import DifferentSizeError
 from spaceless.data.npz import read_npz
 from spaceless.data.parquet import parquet_note, read_parquet
@@ -68,8 +70,10 @@ def load(
     note = parquet_note(place.path) if place.kind == "parquet" else ""
     parts = _parts(place, image_size)
     if parts.note and share().rank == 0:
-        warnings.warn(f"{place.path}: {parts.note}", stacklevel=2)
-    data = Dataset(place.name, str(place.path), note or parts.note, *parts[:5]).subset(train, test)
+        more = f" ({'; '.join(parts.reasons)})" if parts.reasons else ""
+        warnings.warn(f"{printable(place.path)}: {parts.note}{more}", stacklevel=2)
+    notes = "; ".join(filter(None, (note, parts.note)))
+    data = Dataset(place.name, str(place.path), notes, *parts[:5]).subset(train, test)
     return data if image_size is None else data.resized(image_size)
 
 
@@ -87,9 +91,10 @@ def _parts(place: Location, image_size: int | None) -> Parts:
             return cached(files, f"parquet {image_size}", lambda: read_parquet(path, image_size))
     if place.kind == "folders":
         if image_size is None:
-            return read_folders(path, None)  # says that a size is needed
+            raise no_image_size(path)
         found = class_files(path)
-        files = [file for split in found[:2] for of_class in split.values() for file in of_class]
-        files += found.lists
-        return cached(files, f"folders {image_size}", lambda: read_folders(path, image_size))
+        parts = cached(found.files, f"folders {image_size}", lambda: decoded_folders(path, image_size, found),
+                       found.names)
+        # What else lies there is none of what the cache depends on.
+        return parts._replace(note="; ".join(filter(None, (parts.note, skipped_note(found.skipped)))))
     return read_archive(place)

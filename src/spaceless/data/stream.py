@@ -13,15 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spaceless.data.broken import skipped_note
+from spaceless.data.classes import class_files, labels_of, size_of
 from spaceless.data.dataset import drawn
-from spaceless.data.find import Location
-from spaceless.data.folders import class_files, labels_of
+from spaceless.data.find import Location, printable
 from spaceless.errors import DataError, InputError
 from spaceless.trial import DataFacts
 
 # The field's constants for ImageNet's training images, 255 = 1: reading 140 GB to find them again helps nobody.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGE_SIZE = 224  # pixels, unless asked otherwise (He et al. 2016, section 3.4)
+SHORTER_SIDE = 256 / 224  # of a test image, in units of what is cut out of its middle
 
 
 class Files:
@@ -51,7 +53,7 @@ class Files:
 
 def _files(classes: dict[str, list[Path]], folder: Path) -> Files:
     paths = [path for of_class in classes.values() for path in of_class]
-    sizes = torch.tensor([path.stat().st_size for path in paths])
+    sizes = torch.tensor([size_of(path) for path in paths])
     return Files(folder, (path.relative_to(folder).as_posix() for path in paths), sizes, labels_of(classes))
 
 
@@ -89,6 +91,11 @@ class Stream:
         return len(self.class_names)
 
     @property
+    def shorter_side(self) -> int:
+        """What the shorter side of a test image is made before its middle is cut out, in pixels."""
+        return round(SHORTER_SIDE * self.image_size)
+
+    @property
     def train_count(self) -> int:
         """The number of training images, broken ones among them."""
         return len(self.train)
@@ -122,7 +129,7 @@ class Stream:
     def facts(self) -> DataFacts:
         """What an outcome keeps of the data it saw; outcomes are shared, so of a path only the last part."""
         return DataFacts(
-            name=self.name, source=Path(self.source).name, note=self.note, classes=self.classes,
+            name=self.name, source=printable(Path(self.source).name), note=self.note, classes=self.classes,
             image_size=self.image_size, digest=self.digest, train_images=self.train_count, test_images=self.test_count,
         )
 
@@ -150,4 +157,4 @@ def open_stream(place: Location, image_size: int | None = None) -> Stream:
     found = class_files(place.path)
     splits = (_files(found.train, place.path), _files(found.test, place.path))
     size = IMAGE_SIZE if image_size is None else image_size
-    return Stream(place.name, str(place.path), "", *splits, found.names, size)
+    return Stream(place.name, str(place.path), skipped_note(found.skipped), *splits, found.names, size)

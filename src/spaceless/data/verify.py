@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from spaceless.data.dataset import histogram, moments
-from spaceless.data.find import find
+from spaceless.data.find import find, printable
 from spaceless.data.images import decode_into
 from spaceless.data.readers import Images, load
 from spaceless.data.stream import Files, open_stream
@@ -35,7 +35,8 @@ class Verification:
 
     `per_class` are the smallest and the largest number of images of a class; `repeated_train` counts training images
     with the pixels of an earlier one, `shared` test images with the pixels of a training image. Broken images of class
-    folders are problems and count as no images; the digest of folders is a `Stream`'s.
+    folders are problems and count as no images; other files in them are counted in the note; the digest of folders is
+    a `Stream`'s.
     """
 
     name: str
@@ -120,7 +121,7 @@ def verify(
         if place.name in _BALANCED and any(low != high for low, high in per_class):
             problems.append("classes of unequal size, those of the official set are equal")
     return Verification(
-        name=data.name, kind=place.kind, source=data.source, note=data.note, classes=data.classes,
+        name=data.name, kind=place.kind, source=printable(data.source), note=data.note, classes=data.classes,
         image_size=data.image_size, train_images=len(train), test_images=len(test), train_per_class=per_class[0],
         test_per_class=per_class[1], repeated_train=len(train) - len(seen),
         shared=sum(image in seen for image in test), mean=mean, std=std, digest=data.digest,
@@ -138,7 +139,7 @@ def _read(files: Files, size: int, problems: list[str]) -> tuple[list[bytes], Te
         pixels = np.empty((len(paths), 3, size, size), np.uint8)
         broken: dict[int, DataError] = {}
         decode_into(pixels, [files.folder / path for path in paths], paths.__getitem__, crop=True, broken=broken)
-        problems += [f"{paths[i]}: {broken[i].found}" for i in sorted(broken)]
+        problems += [f"{printable(paths[i])}: {broken[i].found}" for i in sorted(broken)]
         kept = [i for i in range(len(paths)) if i not in broken]
         images = torch.from_numpy(pixels[kept])
         prints += _prints(images)

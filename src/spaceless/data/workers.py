@@ -20,12 +20,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from spaceless.data.broken import Broken
+from spaceless.data.find import printable
 from spaceless.data.images import centre, opened_image
-from spaceless.data.stream import Files
+from spaceless.data.stream import SHORTER_SIDE, Files
 from spaceless.errors import DataError, InputError
 from spaceless.seeds import derive
 
-SHORTER_SIDE = 256 / 224  # of a test image, in units of what is cut out of its middle
 WORKERS_VARIABLE = "SPACELESS_WORKERS"
 _SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
 _MOST_WORKERS = 16  # each holds two batches ready, 40 MB each at 256 images of 224 pixels
@@ -69,7 +69,7 @@ class _Decoder:
             try:
                 pixels = opened_image(self.files.folder / path, path, partial(self._pixels, draw=draw, number=number))
             except DataError as error:
-                broken.append(Broken(number, path, f"{error.found}"))
+                broken.append(Broken(number, printable(path), f"{error.found}"))
             else:
                 images[len(sound)] = pixels
                 sound.append(number)
