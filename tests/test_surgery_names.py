@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -89,12 +91,17 @@ def test_a_convolution_that_an_unchanged_unit_uses_too_is_refused():
 
 
 @pytest.mark.parametrize("method", ["gap_fc", "conv1x1"])
-def test_weights_that_two_layers_share_do_not_come_apart(method):
-    """Each would get weights of its own: more than the network had."""
+def test_weights_that_two_changed_layers_share_stay_one(method):
     torch.manual_seed(0)
     model = Classifier(nn.Conv2d(3, 8, 3), *(nn.Conv2d(8, 8, 3, padding=1) for _ in range(2)), channels=8)
-    model.features[2].weight = model.features[1].weight
-    with pytest.raises(SurgeryError, match=r"features\.2: found weights that features\.1 uses too"):
-        remove_spatial(model, method, 1, image_size=SIZE)
-    shuffled, _ = remove_spatial(model, "shuffle", 1, image_size=SIZE)
-    assert sum(p.numel() for p in shuffled.parameters()) == sum(p.numel() for p in model.parameters())
+    model.features[2].weight, model.features[2].bias = model.features[1].weight, model.features[1].bias
+    both, _ = remove_spatial(model, method, 2, image_size=SIZE)
+    assert sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in both.parameters()) == 64 * 8
+    one, _ = remove_spatial(model, method, 1, image_size=SIZE)  # a kernel of 3x3 and one of 1x1 cannot be one
+    assert sum(p.numel() for p in one.parameters()) - sum(p.numel() for p in model.parameters()) == 64 + 8
+    with torch.no_grad():
+        x = images(size=SIZE)
+        apart = copy.deepcopy(model)
+        apart.features[2] = copy.deepcopy(model.features[2])
+        expected, _ = remove_spatial(apart, method, 2, image_size=SIZE)
+        assert torch.equal(both(x), expected(x))

@@ -74,7 +74,7 @@ def gap_fc(plan: Plan) -> None:
         elif isinstance(module, nn.Conv2d):
             old = plan.own(path)
             assert isinstance(old, nn.Conv2d)
-            plan.replace(unit, path, _connected(old))
+            plan.replace(unit, path, plan.tied(old, _connected(old)))
         elif (isinstance(module, _POOLING) and not _spreads(plan.traced, node)) or isinstance(module, _SIZES):
             plan.replace(unit, path, nn.Identity())
     lone = len({source for source, _ in entering}) == 1 and {user for _, user in entering} <= within[first.index]

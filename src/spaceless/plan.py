@@ -22,7 +22,8 @@ from spaceless.units import Unit, is_spatial
 class Plan:
     """The copy under the knife: the network, its trace and units, which units change, and what has changed so far.
 
-    `made` are the modules that were put into units and did not stand there before.
+    `made` are the modules that were put into units and did not stand there before, `weights` the weights that were
+    replaced, by their identity, and what stands for them.
     """
 
     model: nn.Module
@@ -31,6 +32,7 @@ class Plan:
     targets: list[Unit]
     changes: list[Change] = field(default_factory=list)
     made: set[nn.Module] = field(default_factory=set)
+    weights: dict[int, tuple[nn.Parameter, nn.Parameter]] = field(default_factory=dict)
 
     def replace(self, unit: int, path: str, new: nn.Module) -> None:
         """Put `new` in the place of the module at `path` and record it; unit 0 means behind the last unit."""
@@ -43,23 +45,13 @@ class Plan:
         put(self.model, path, new)
 
     def own(self, path: str) -> nn.Module:
-        """Return the layer at `path`, whose weights are to be replaced.
-
-        Raises SurgeryError where they are no parameters, or those of another layer too.
-        """
+        """Return the layer at `path`, whose weights are to be replaced; SurgeryError where they are no parameters."""
         layer = self.model.get_submodule(path)
         if any(layer._parameters.get(name) is not getattr(layer, name) for name in ("weight", "bias")):
             raise SurgeryError(
                 path, found="weights that are computed from others", expected="weights that are parameters",
                 cure="call torch.nn.utils.parametrize.remove_parametrizations, prune.remove or remove_spectral_norm",
             )
-        mine = {id(weight) for weight in layer.parameters()}
-        for name, other in self.model.named_modules():
-            if other is not layer and any(id(weight) in mine for weight in other._parameters.values()):
-                raise SurgeryError(
-                    path, found=f"weights that {name} uses too", expected="weights of its own",
-                    cure="give each of the two weights of its own, or change fewer units",
-                )
         if isinstance(layer, nn.Conv2d) and is_spatial(layer) and any(
                 tensor.shape[-2:] == layer.kernel_size for name, tensor in itertools.chain(
                     layer.named_parameters(), layer.named_buffers()) if name != "weight"):
@@ -68,6 +60,16 @@ class Plan:
                 cure="multiply it into the weights of a plain nn.Conv2d",
             )
         return layer
+
+    def tied(self, old: nn.Module, new: nn.Module) -> nn.Module:
+        """Return `new`, which stands for `old`, with the weights of what stands for a layer with the same weights."""
+        for name in ("weight", "bias"):
+            weight, other = getattr(old, name), getattr(new, name)
+            if isinstance(weight, nn.Parameter) and isinstance(other, nn.Parameter):
+                known = self.weights.setdefault(id(weight), (weight, other))[1]
+                if known.shape == other.shape:
+                    setattr(new, name, known)
+        return new
 
     def unit_of(self, path: str) -> int:
         """Return the index of the unit that holds the module at `path`, or 0."""

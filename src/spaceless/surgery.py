@@ -189,7 +189,7 @@ def _conv1x1(plan: Plan, targets: list[Unit], downsample: str) -> None:
                 continue  # a strided 1x1 convolution is what `stride` asks for
             old = plan.own(path)
             assert isinstance(old, nn.Conv2d)
-            new = pointwise(old, conv.stride if strided and pool is None else (1, 1))
+            new = plan.tied(old, pointwise(old, conv.stride if strided and pool is None else (1, 1)))
             plan.replace(unit.index, path, _joined(trim, new, pool))
 
 
