@@ -23,6 +23,7 @@ RECORD = {
     "trained_on": "A processor", "data": {"name": "cifar100", "note": "", "train_images": 50000, "test_images": 10000},
     "mean": [0.5, 0.4, 0.3], "std": [0.25, 0.2, 0.2], "opset": 18, "threads": 2, "hardware": "Another processor",
     "versions": {"onnxruntime": "1.32.0"},
+    "preprocessing": {"colours": "RGB", "shorter_side": 37, "centre": 32, "interpolation": "bilinear, antialiased"},
     "checks": {"images": 1000, "largest_difference": 1.9e-6, "same_class": 998, "correct_pytorch": 567,
                "correct_onnx": 566, "rounding": None, "allowed": 1e-4},
     "exported": ROW, "original": ROW | {"params": 7654321, "top1": 55.0},
@@ -65,6 +66,7 @@ def test_every_figure_is_that_of_the_record():
         "on 10,000 test images, in bf16 as in training", "On 1,000 test images",
         "by 1.9e-06 at most (0.0001 is allowed)", "998 get the same class, and 566 the correct one (PyTorch: 567)",
         "torch.tensor([0.5, 0.4, 0.3])", "operator set 18",
+        "where the shorter side becomes 37 pixels",
     ):
         assert said in body, said
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shutil
@@ -13,14 +14,17 @@ import onnxruntime
 import pytest
 import torch
 import yaml
+from PIL import Image
 from torch import nn
 
 import spaceless
 from commands import Commands, is_an_error
 from networks import Tied
 from spaceless import export as export_room
+from spaceless.card import card
 from spaceless.cost import cost, count_parameters
 from spaceless.data.augment import normalise
+from spaceless.data.images import centre
 from spaceless.errors import InputError, Interrupted, SpacelessError
 from spaceless.export import FILES, export_run
 from spaceless.onnx_file import TOLERANCE, TakesImages, to_onnx
@@ -121,7 +125,7 @@ def test_the_files_answer_as_the_trial_does(made, runs):
     assert len(expected.unique(dim=0)) > 500
 
 
-def test_the_card_says_it_and_its_code_runs(made, monkeypatch):
+def test_the_card_says_it_and_its_code_runs(made, monkeypatch, capsys):
     out, record = made
     text = (out / "README.md").read_text()
     _, head, body = text.split("---\n", 2)
@@ -141,12 +145,29 @@ def test_the_card_says_it_and_its_code_runs(made, monkeypatch):
     monkeypatch.chdir(out)
     given = []
     for code in codes:
-        names = {}
         mine = images(5) if "torch" in code else images(5).numpy()
-        exec(re.sub(r"(?m)^images = .*$", "images = mine", code), {"mine": mine}, names)
+        names = {"mine": mine}
+        exec(re.sub(r"(?m)^images = .*$", "images = mine", code), names)
         given.append(np.asarray(names["logits"]))
     np.testing.assert_allclose(*given, atol=TOLERANCE, rtol=0)
     assert given[0].shape == (5, 4)
+    told = capsys.readouterr().out
+    assert len(ast.literal_eval(told)) == 5  # the names of the classes
+
+
+@pytest.mark.parametrize(("size", "beyond"), [((80, 60), 0), ((61, 140), 0), ((300, 200), 7), ((48, 48), 0)])
+def test_an_image_is_prepared_by_the_cards_code_as_in_the_test(size, beyond, made, tmp_path):
+    side = made[1]["network"]["image_size"]
+    assert made[1]["preprocessing"]["shorter_side"] == side == made[1]["preprocessing"]["centre"]
+    shorter = side + beyond  # larger where images are streamed
+    record = made[1] | {"preprocessing": made[1]["preprocessing"] | {"shorter_side": shorter}}
+    (code,) = re.findall(r"```python\n(.*?)\n\n\nsession = ", card(record), re.DOTALL)
+    names = {}
+    exec(code, names)
+    pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    expected = centre(Image.fromarray(pixels), shorter, side, "image.png")
+    np.testing.assert_array_equal(names["prepared"](tmp_path / "image.png"), np.asarray(expected).transpose(2, 0, 1))
 
 
 def test_nothing_in_the_folder_names_a_place_of_this_machine(made, runs):

@@ -130,17 +130,32 @@ def _training(record: dict[str, Any]) -> str:
 
 def _loading(record: dict[str, Any]) -> str:
     network = record["network"]
-    size = network["image_size"]
+    size, shorter = network["image_size"], record["preprocessing"]["shorter_side"]
     return f"""\
 With onnxruntime; the file normalises for itself and takes batches of any size (operator set {record['opset']}):
 
 ```python
+import json
 import numpy as np
 import onnxruntime
+from PIL import Image
+
+
+def prepared(path):  # as the test images were: uint8 (3, {size}, {size})
+    image = Image.open(path).convert("RGB")
+    short, long = sorted(image.size)
+    wide = {shorter} * long // short  # where the shorter side becomes {shorter} pixels
+    shape = ({shorter}, wide) if image.width <= image.height else (wide, {shorter})
+    left, top = (round((side - {size}) / 2) for side in shape)  # the middle is cut out
+    image = image.resize(shape, Image.Resampling.BILINEAR).crop((left, top, left + {size}, top + {size}))
+    return np.asarray(image).transpose(2, 0, 1)
+
 
 session = onnxruntime.InferenceSession("model.onnx")
-images = np.zeros((1, 3, {size}, {size}), np.uint8)  # yours: RGB, 0 to 255, (N, 3, height, width)
+names = json.loads(session.get_modelmeta().custom_metadata_map["class_names"])
+images = np.stack([prepared(path) for path in ["image.png"]])  # yours
 (logits,) = session.run(["logits"], {{"images": images}})  # float32 (N, {network['classes']})
+print([names[number] for number in logits.argmax(1)])
 ```
 
 In PyTorch, with the package `spaceless` installed from its repository; the network takes normalised images:
@@ -152,7 +167,7 @@ import spaceless
 model = spaceless.load_model(".")  # this folder
 mean = torch.tensor({record['mean']})[:, None, None]
 std = torch.tensor({record['std']})[:, None, None]
-images = torch.zeros(1, 3, {size}, {size}, dtype=torch.uint8)  # yours: RGB, 0 to 255
+images = torch.zeros(1, 3, {size}, {size}, dtype=torch.uint8)  # yours: prepared as above
 with torch.inference_mode():
     logits = model((images / 255 - mean) / std)
 ```

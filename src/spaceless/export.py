@@ -215,6 +215,10 @@ def _described(trained: Trained, mean: tuple[float, ...], std: tuple[float, ...]
         "recipe": trial.recipe.model_dump(mode="json"), "precision": outcome.precision,
         "trained_on": outcome.hardware, "data": facts.model_dump(mode="json"),
         "mean": list(mean), "std": list(std), "opset": OPSET,
+        "preprocessing": {
+            "colours": "RGB", "shorter_side": trained.data.shorter_side, "centre": facts.image_size,
+            "interpolation": "bilinear, antialiased",
+        },
         "versions": versions() | {name: version(name) for name in PACKAGES},
         "hardware": hardware(torch.device("cpu")), "threads": torch.get_num_threads(),
     }
