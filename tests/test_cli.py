@@ -231,6 +231,8 @@ def test_a_training_from_end_to_end(spaceless, tmp_path):
     assert found["mean"] == pytest.approx(sum(found["top1"]) / 3)
     assert [p.name for p in (folder / "evaluations").iterdir()] == ["shuffle-last-2-repeats-3.json"]
     is_an_error(*spaceless("evaluate", folder, "--shuffle-last", 3))
+    assert "--shuffle-last: found 3, expected 0 to 2" in spaceless("evaluate", folder, "--shuffle-last", 3)[2]
+    is_an_error(*spaceless("evaluate", folder, "--shuffle-last", 0, "--repeats", 5))
     is_an_error(*spaceless("evaluate", folder, "--repeats", 0))
 
     status, out, err = spaceless("evaluate", folder, "--profile", "--test-images", 20, "--repeats", 2)
@@ -252,7 +254,7 @@ def test_a_training_from_end_to_end(spaceless, tmp_path):
     assert (tmp_path / "rows.csv").read_text().count("\n") >= 2
     status, out, _ = spaceless("report", "runs", "--figures", "pictures")
     assert (status, out.strip()) == (0, "pictures")
-    assert {p.suffix for p in (tmp_path / "pictures").iterdir()} == {".svg", ".png", ".csv"}
+    assert {p.suffix for p in (tmp_path / "pictures").iterdir()} == {".svg", ".png", ".csv", ".md"}
 
 
 def test_a_study_from_end_to_end(spaceless, tmp_path):

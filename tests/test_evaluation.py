@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from spaceless import evaluation as evaluation_room
 from spaceless.data import Dataset
 from spaceless.data.augment import normalise
-from spaceless.errors import Interrupted
+from spaceless.errors import InputError, Interrupted
 from spaceless.evaluation import evaluate, split_at_shuffle
 from spaceless.models import build_model
 from spaceless.shuffle import Shuffle, ShuffleConv, seek, several, shuffles
@@ -269,3 +269,41 @@ def test_whatever_crosses_the_cut_repeats_of_the_tail_are_repeats_of_the_whole(n
     whole = evaluate(model, data, repeats=7, split=False, batch_size=16)
     assert evaluate(model, data, repeats=7, batch_size=16) == whole
     assert all(module.together == 1 for module in shuffles(model))
+
+
+class Scaled(nn.Module):
+    """A parameter behind the cut with as many entries as a batch has images, and one that is computed from it."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.conv = nn.Conv2d(3, count, 3, 2, 1), nn.Conv2d(count, count, 3, padding=1)
+        self.scale, self.head = nn.Parameter(torch.rand(count, 1, 1)), nn.Linear(count, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head((x + self.scale * self.conv(x) * torch.exp(self.scale)).mean((2, 3)))
+
+
+def test_a_parameter_of_the_size_of_a_batch_is_none_of_its_images():
+    model, _ = remove_spatial(Scaled(16), "shuffle", 1, image_size=8)
+    prefix, tail = split_at_shuffle(model, 8)
+    x = torch.rand(16, 3, 8, 8)
+    assert [len(part) for part in prefix(x)] == [16]  # nothing but the maps behind the stem
+    assert {name for name, _ in tail.named_parameters()} >= {"scale"}
+    data = made_data(6, 8)
+    assert evaluate(model, data, repeats=7, batch_size=16) == evaluate(
+        model, data, repeats=7, split=False, batch_size=16)
+
+
+@pytest.mark.parametrize(("fields", "said"), [
+    ({"repeats": 0}, "repeats"), ({"batch_size": 0}, "batch_size"), ({"precision": "fp16"}, "precision")])
+def test_what_cannot_be_meant_is_bad_input(fields, said):
+    with pytest.raises(InputError, match=said):
+        evaluate(Ranked(), made_data(8, 4), **fields)
+
+
+@pytest.mark.parametrize("classes", [4, 100])
+def test_a_network_of_other_classes_than_the_data_has_no_accuracy(classes):
+    with pytest.raises(InputError, match=rf"found \(16, 8\) to 16 images,\s+expected logits \(16, {classes}\)"):
+        evaluate(Ranked(), made_data(classes, 4), batch_size=16)

@@ -26,7 +26,7 @@ def test_the_counts_that_users_are_promised(name, classes, size, k, params):
 def test_every_field_before_and_after_surgery():
     before = inspect_model("chain:4-M-8-8", classes=3, image_size=16)
     macs = 16 * 16 * 4 * 27 + 8 * 8 * 8 * (4 * 9 + 8 * 9) + 8 * 3
-    head = {"model": "chain:4-M-8-8", "classes": 3, "image_size": 16}
+    head = {"model": "chain:4-M-8-8", "width": 1.0, "classes": 3, "image_size": 16, "only": None, "downsample": None}
     left_out = ["BatchNorm2d", "GlobalAveragePool", "MaxPool2d", "ReLU"]
     assert {key: before[key] for key in before if key != "units"} == head | {
         "method": "baseline", "k": 0, "params": (27 * 4 + 4 + 8) + (36 * 8 + 8 + 16) + (72 * 8 + 8 + 16) + 27,
@@ -83,7 +83,17 @@ def test_a_head_that_reads_positions_by_itself_is_told_until_they_mean_nothing(m
 def test_one_unit_alone():
     found = inspect_model("chain:4-M-8-8", classes=3, image_size=16, method="conv1x1", only=2)
     assert [unit["modified"] for unit in found["units"]] == [False, True, False]
-    assert found["k"] == 1
+    assert (found["k"], found["only"], found["downsample"]) == (1, 2, "avg")
+
+
+def test_the_title_says_what_was_inspected(capsys):
+    for fields, said in (({"k": 1}, "chain:4-8, 3 classes, 16 pixels, conv1x1, K = 1"),
+                         ({"only": 2, "downsample": "max"},
+                          "chain:4-8, 3 classes, 16 pixels, conv1x1, unit 2 alone, down-sampling max")):
+        inspection(inspect_model("chain:4-8", classes=3, image_size=16, method="conv1x1", **fields), False)
+        assert said == capsys.readouterr().out.splitlines()[0].strip()
+    inspection(inspect_model("vgg16", classes=3, image_size=32, width=0.25), False)
+    assert "vgg16 x 0.25, 3 classes" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("downsample", ["avg", "stride"])

@@ -189,6 +189,8 @@ def test_a_network_that_cannot_be_cut_is_repeated_as_a_whole_and_says_so():
 def test_no_passes_are_bad_input(repeats):
     with pytest.raises(InputError, match="repeats"):
         measure_sensitivity(build_model("chain:4", 4, 16), made_data(), repeats=repeats)
+    with pytest.raises(InputError, match="the network's answers"):
+        measure_sensitivity(build_model("chain:4", 9, 16), made_data(), repeats=1)
 
 
 def test_a_signal_ends_it_between_two_passes_of_one_batch():

@@ -24,6 +24,11 @@ _PLACES = {
 }
 
 
+def __dir__() -> list[str]:
+    """Name what can be asked for, so that a shell can complete it."""
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     """Import what is asked for when it is asked for: `spaceless --help` needs no torch."""
     if name not in _PLACES:

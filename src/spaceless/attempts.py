@@ -70,7 +70,8 @@ def attempt(index: int, planned: Planned, place: Place, stop: Stop, tell: Tell) 
             )
             for last in from_first(missing_tests(planned, outcome, place)):
                 evaluate_run(
-                    place.store.folder(planned.trial), place, shuffle_last=last, repeats=planned.repeats, stop=stop,
+                    place.store.folder(planned.trial), place, shuffle_last=last,
+                    repeats=planned.repeats if last else None, stop=stop,
                     progress=lambda share: tell(Event(index, "evaluating", share=share)),
                 )
             return Event(index, "finished", outcome=outcome)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,7 +19,7 @@ from spaceless.data.broken import Broken, LeftOut
 from spaceless.data.feed import test_batches
 from spaceless.data.readers import Images
 from spaceless.distributed import gathered, highest, share, total
-from spaceless.errors import InputError, Interrupted
+from spaceless.errors import InputError, Interrupted, unknown_name
 from spaceless.fast_layers import fast_layers
 from spaceless.paired import packed
 from spaceless.shuffle import ShuffleConv, seek, several, shuffles
@@ -49,10 +50,12 @@ def evaluate(
         progress: Called with the share that is done.
 
     Raises:
+        InputError: A number or the precision is none that can be meant, or the network has another number of classes.
         Interrupted: `stop` asked for it; nothing of an evaluation is kept.
         DataError: Too many images are broken.
 
     """
+    check_pass(repeats, batch_size, precision)
     model.eval()
     seek(model, 0, "eval")
     device = next(iter(model.parameters())).device
@@ -74,6 +77,7 @@ def evaluate(
                 passes = min(at_once, repeats - first)
                 with several(model, passes):
                     answers = tail(*(_copies(part, passes) for part in front))
+                check_answers(answers, passes * len(images), data.classes)
                 best = ranked(answers, labels.repeat(passes), wide).view(passes, len(images), wide)
                 counted[first:first + passes] += best[:, :, 0].sum(1)
                 counted[-2] += best.sum()
@@ -122,6 +126,24 @@ def _batch_size(device: torch.device, image_size: int) -> int:
     return max(256, min(2048, (1 << 21) // image_size**2)) if device.type == "cuda" else 256
 
 
+def check_pass(repeats: int, batch_size: int | None, precision: str) -> None:
+    """Raise InputError unless there is at least one pass, of at least one image at a time, in a known precision."""
+    for what, value in (("repeats", repeats), ("batch_size", 1 if batch_size is None else batch_size)):
+        if value < 1:
+            raise InputError(what, found=value, expected="at least 1", cure="leave it out")
+    if precision not in ("fp32", "bf16"):
+        raise unknown_name("precision", precision, ("fp32", "bf16"))
+
+
+def check_answers(answers: Any, images: int, classes: int) -> None:
+    """Raise InputError unless a network's answers to so many images are logits of so many classes."""
+    found = tuple(answers.shape) if isinstance(answers, Tensor) else type(answers).__name__
+    if found != (images, classes):
+        raise InputError("the network's answers", found=f"{found} to {images} images",
+                         expected=f"logits ({images}, {classes}), one for each class of the data",
+                         cure="give a network with as many outputs as the data has classes")
+
+
 def ranked(answers: Tensor, labels: Tensor, wide: int) -> Tensor:
     """Tell at which of the best `wide` places of `answers` (B, classes) each label (B,) stands: bool (B, wide).
 
@@ -134,17 +156,22 @@ def split_at_shuffle(model: nn.Module, image_size: int | None = None) -> Split |
     """Return the part of `model` in front of its first shuffle and the part behind it, or None if there is no shuffle.
 
     tail(*prefix(x)) equals model(x). Every tensor that crosses the cut is handed over, so that skip connections
-    around a shuffled convolution are whole; the tail may overwrite what it is given. `image_size` is `trace_graph`'s.
+    around a shuffled convolution are whole; the tail may overwrite what it is given. Parameters do not cross: the tail
+    has them. `image_size` is `trace_graph`'s.
     """
     if not any(True for _ in shuffles(model)):
         return None
     graph = trace_graph(model, image_size)
     random: set[fx.Node] = set()
+    fixed: set[fx.Node] = set()  # parameters and what follows from them alone: the same whatever the images are
     for node in graph.nodes:
+        if node.op != "placeholder" and all(source in fixed for source in node.all_input_nodes):
+            fixed.add(node)
         shuffling = node.op == "call_module" and isinstance(model.get_submodule(str(node.target)), ShuffleConv)
         if shuffling or any(source in random for source in node.all_input_nodes):
             random.add(node)
-    crossing = [node for node in graph.nodes if node not in random and any(user in random for user in node.users)]
+    crossing = [node for node in graph.nodes if node not in random and any(user in random for user in node.users)
+                and node not in fixed]
     front, back = fx.Graph(), fx.Graph()
     known: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
@@ -152,8 +179,12 @@ def split_at_shuffle(model: nn.Module, image_size: int | None = None) -> Split |
             known[node] = front.node_copy(node, lambda n: known[n])
     front.output(tuple(known[node] for node in crossing))
     behind = {node: back.placeholder(node.name) for node in crossing}
+    wanted = set(random)
+    for node in reversed(graph.nodes):
+        if node in fixed and any(user in wanted for user in node.users):
+            wanted.add(node)
     for node in graph.nodes:
-        if node in random:
+        if node in wanted:
             behind[node] = back.node_copy(node, lambda n: behind[n])
     return fx.GraphModule(model, front), fx.GraphModule(model, back)
 

@@ -20,14 +20,17 @@ def frame(dirs: str | Path | Sequence[str | Path]) -> pd.DataFrame:
     Accuracies (`top1`, `top5`) and `spread` over repeats are in percent, those of a trial with a `holdout` on the
     training images that were held out; `start` is the run whose weights a training began from. `latency_ms` is the
     median time for one batch in milliseconds; what was not measured is missing (NaN or NA), also for trials that
-    failed. A file that cannot be used is left out with a warning that names it. Raises InputError for a folder that
-    does not exist.
+    failed. A file that cannot be used is left out with a warning that names it, and without any outcome there is a
+    warning too. Raises InputError for a folder that does not exist.
     """
     import pandas as pd
 
     outcomes, _, problems = load([dirs] if isinstance(dirs, str | Path) else dirs)
     for problem in problems:
         warnings.warn(f"{problem.where}: {problem.text}", stacklevel=2)
+    if not (outcomes or problems):
+        warnings.warn(f"no outcome in {dirs} or the folders directly in it: name the folder that was given to --out",
+                      stacklevel=2)
     lines = [_line(o, e) for o in outcomes for e in (o.evaluations or (None,))]
     table = pd.DataFrame(lines, columns=list(_COLUMNS))
     return table.astype(_COLUMNS)

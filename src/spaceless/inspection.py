@@ -61,8 +61,10 @@ def inspect_model(
         real = build_model(name, classes, size, width=width)
         timed = {"latency": _latency(real, change(real)[0] if changes else None, size, batch)}
     return {
-        "model": name, "classes": classes, "image_size": size, "method": method if modified else "baseline",
-        "k": len(modified - {0}), "params": costs.params, "macs": costs.macs,
+        "model": name, "width": width, "classes": classes, "image_size": size,
+        "method": method if modified else "baseline", "k": len(modified - {0}), "only": only,
+        "downsample": downsample if modified and method == "conv1x1" else None,
+        "params": costs.params, "macs": costs.macs,
         "activations": costs.activations, "not_counted": list(costs.not_counted),
         "unknown_operations": unknown_operations(traced),
         "head": head_note(traced if small is model else trace(small, size)),

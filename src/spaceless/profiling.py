@@ -21,7 +21,7 @@ from spaceless.data.feed import test_batches
 from spaceless.data.readers import Images
 from spaceless.distributed import gathered, highest, share, total
 from spaceless.errors import InputError, Interrupted
-from spaceless.evaluation import autocast, in_format, ranked
+from spaceless.evaluation import autocast, check_answers, check_pass, in_format, ranked
 from spaceless.fast_layers import fast_layers
 from spaceless.sensitivity import Curve, Sensitivity, Shuffled
 from spaceless.shuffle import ShuffleConv, shuffles
@@ -40,6 +40,7 @@ def measure_sensitivity(
 ) -> Sensitivity:
     """Return the test accuracy of a trained `model` with each unit shuffled alone, and with the last K, for all K.
 
+    K counts the units that the network has: one that was changed by `conv1x1` or `gap_fc` has fewer than its original.
     A network whose control flow depends on values cannot be cut: it is repeated as a whole, with a warning.
 
     Every pass is the one that `evaluate` makes of `remove_spatial(model, "shuffle", k)`, or of `only=i`, with the same
@@ -50,7 +51,7 @@ def measure_sensitivity(
         data: The data set; its test images are normalised with its own moments.
         repeats: Passes over the test images with fresh permutations, of every unit and every K.
         seed: The seed that the permutations derive from.
-        stem: See `find_units`.
+        stem: See `find_units`; the command line leaves the stem of the paper's residual networks out.
         precision: `fp32` or `bf16` (autocast).
         batch_size: Images per forward pass.
         eager: Compute every layer by PyTorch's own operations.
@@ -58,14 +59,14 @@ def measure_sensitivity(
         progress: Called with the share that is done.
 
     Raises:
-        InputError: The network changes a tensor in place that it uses again, so that no part of it can be repeated.
+        InputError: The network changes a tensor in place that it uses again, so that no part of it can be repeated;
+            or as `evaluate`.
         SurgeryError: A convolution runs several times.
         Interrupted: `stop` asked for it; nothing is kept.
         DataError: Too many images are broken.
 
     """
-    if repeats < 1:
-        raise InputError("repeats", found=repeats, expected="at least 1", cure="leave it out for 10")
+    check_pass(repeats, batch_size, precision)
     plain = without_shuffle(model).eval()
     units = find_units(plain, data.image_size, stem=stem)
     shuffled, _ = remove_spatial(plain, "shuffle", len(units), image_size=data.image_size, seed=seed, stem=stem)
@@ -104,6 +105,7 @@ def measure_sensitivity(
                     progress((number + done / len(plan)) / batch_count)
             if len(images):
                 answers = behind(*crossing)
+                check_answers(answers, len(images), data.classes)
                 if number == 0:
                     _check(plain, x, answers)
                 clean_right += int(ranked(answers, labels, wide)[:, 0].sum())

@@ -25,7 +25,9 @@ from spaceless.shuffle import shuffles
 from spaceless.store import OUTCOME, WEIGHTS, Store, read_outcome, read_trial
 from spaceless.surgery import remove_spatial, without_shuffle
 from spaceless.trial import Evaluation, Outcome, Trial
+from spaceless.units import find_units
 
+_REPEATS = 200  # evaluations of a network that shuffles: the paper's (Table 2 left)
 TESTED = "tested.json"  # of a network trained with a holdout: its accuracy on the test images
 
 
@@ -45,7 +47,8 @@ class Trained:
 
 
 def evaluate_run(
-    folder: Path, place: Place, *, shuffle_last: int | None = None, repeats: int = 200, test_images: int | None = None,
+    folder: Path, place: Place, *, shuffle_last: int | None = None, repeats: int | None = None,
+    test_images: int | None = None,
     stop: Callable[[], int | None] | None = None, progress: Callable[[float], None] | None = None,
 ) -> Evaluation:
     """Evaluate a trained network again, as it was trained or with its last `shuffle_last` units shuffled (0: clean).
@@ -54,23 +57,32 @@ def evaluate_run(
     test images: on a balanced draw of `test_images` it is only returned.
 
     Raises:
-        InputError: The folder holds no finished trial with weights, or a number is out of range.
+        InputError: The folder holds no finished trial with weights, a number is out of range, or `repeats` are asked
+            for of a network that answers alike in every pass.
 
     """
-    _check_repeats(repeats, 200)
-    trained = open_trial(folder, place, test_images, "shuffle_last" if shuffle_last is not None else "")
+    _check_repeats(1 if repeats is None else repeats, _REPEATS)
+    trained = open_trial(folder, place, test_images, "--shuffle-last" if shuffle_last is not None else "")
     trial, data, model = trained.trial, trained.data, trained.model
     if shuffle_last is not None:
         model = without_shuffle(model)
+        count = len(find_units(model, data.image_size, stem=stem_is_unit(trial.model)))
+        if not 0 <= shuffle_last <= count:
+            raise InputError("--shuffle-last", found=shuffle_last, expected=f"0 to {count}, the number of units",
+                             cure="see the units with inspect")
         if shuffle_last:
             model, _ = remove_spatial(
                 model, "shuffle", shuffle_last, image_size=data.image_size, seed=trial.seed,
                 stem=stem_is_unit(trial.model),
             )
+    if repeats is not None and not any(shuffles(model)):
+        raise InputError(f"--repeats {repeats}", found="a network without a shuffle", expected="one with a shuffle",
+                         cure="leave it out: every pass is the same")
     device = choose_device(place.device)
+    passes = (repeats or _REPEATS) if any(shuffles(model)) else 1
     try:
         found = evaluate(
-            model.to(device), data, repeats=repeats if any(shuffles(model)) else 1, shuffle_last=shuffle_last,
+            model.to(device), data, repeats=passes, shuffle_last=shuffle_last,
             precision=choose_precision(trial.recipe.precision, device), eager=place.eager, stop=stop, progress=progress,
         )
     except Interrupted as interrupted:
@@ -144,7 +156,7 @@ def profile_run(
 
     """
     _check_repeats(repeats, 10)
-    trained = open_trial(folder, place, test_images, "profile")
+    trained = open_trial(folder, place, test_images, "--profile")
     trial, device = trained.trial, choose_device(place.device)
     precision = choose_precision(trial.recipe.precision, device)
     started, begun = datetime.now(UTC), time.perf_counter()
@@ -201,7 +213,7 @@ def open_trial(folder: Path, place: Place, test_images: int | None = None, shuff
     if shuffling and (trial.method not in ("baseline", "shuffle") or trial.strip):
         raise InputError(
             shuffling, found=f"a network changed by {trial.method}", expected="an unchanged or a shuffling one",
-            cure=f"leave --{shuffling.replace('_', '-')} out: its last units have no places left to shuffle",
+            cure=f"leave {shuffling} out: K counts the units of a network that is otherwise unchanged",
         )
     model, _ = build(trial, data.classes, data.image_size)
     load_weights(model, weights, outcome.weights_sha256)

@@ -29,8 +29,11 @@ def inspection(found: dict[str, Any], as_json: bool) -> None:
     if as_json:
         _json(found)
         return
-    title = (f"{found['model']}, {found['classes']} classes, {found['image_size']} pixels, "
-             f"{found['method']}, K = {found['k']}")
+    width = "" if found["width"] == 1 else f" x {found['width']:g}"
+    which = f"unit {found['only']} alone" if found["only"] else f"K = {found['k']}"
+    down = "" if found["downsample"] in (None, "avg") else f", down-sampling {found['downsample']}"
+    title = (f"{found['model']}{width}, {found['classes']} classes, {found['image_size']} pixels, "
+             f"{found['method']}, {which}{down}")
     table(title, ("unit", "name:", "kind:", "map", "field", "stride", "offset", "parameters", "changed:"), [
         (str(u["index"]), u["name"], u["kind"], "x".join(map(str, u["out_size"])), number(u["receptive_field"], 0),
          _plain(u["receptive_stride"]), number(u["receptive_offset"], 0), number(u["params"], 0),
@@ -138,11 +141,13 @@ def sensitivity(found: Sensitivity, trial: Trial, as_json: bool) -> None:
     def passes(curve: Curve) -> str:
         return number(curve.mean) + ("" if curve.spread is None else f" ± {curve.spread:5.2f}")
 
-    table(f"top-1 in % on {found.images:,} {trial.tested_on}, {found.repeats} passes each; clean {found.clean:.2f}",
+    often = "1 pass" if found.repeats == 1 else f"{found.repeats} passes"
+    table(f"top-1 in % on {found.images:,} {trial.tested_on}, {often} each; clean {found.clean:.2f}",
           ("unit", "name:", "map", "alone", "K", "this and all behind it"),
           [(str(unit.index), unit.name, "x".join(map(str, unit.map)), passes(unit.alone), str(unit.k),
             passes(unit.last)) for unit in found.units])
-    print("map: what enters the unit and is shuffled; ±: standard deviation over the passes")
+    print("map: what enters the unit and is shuffled"
+          + ("; ±: standard deviation over the passes" if found.repeats > 1 else ""))
 
 
 def _accuracy(found: Evaluation, trial: Trial) -> str:
@@ -258,10 +263,14 @@ def one_data_set(
     from spaceless.data.find import download as fetch
     from spaceless.data.find import find
     from spaceless.data.verify import verify as check
-    from spaceless.errors import DataError
+    from spaceless.errors import DataError, InputError
     from spaceless.trial import is_control
 
     if is_control(name):
+        given = {"--verify": verify, "--download": download, "--image-size": image_size is not None}
+        if unused := [flag for flag, is_given in given.items() if is_given]:
+            raise InputError(f"data {name}", found=" and ".join(unused), expected="none of these: it is made by code",
+                             cure="give its name alone")
         facts = make_control(name).facts
         if as_json:
             _json(facts.model_dump(mode="json"))
@@ -269,6 +278,11 @@ def one_data_set(
             print(f"{name}: made by code, {facts.classes} classes, {facts.image_size} x {facts.image_size} pixels, "
                   f"{facts.train_images:,} + {facts.test_images:,} images")
         return
+    if image_size is not None and image_size < 1:
+        raise InputError("--image-size", found=image_size, expected="at least 1 pixel", cure="choose a larger size")
+    if image_size is not None and not verify:
+        raise InputError("--image-size", found="no --verify", expected="both, since only reading needs a size",
+                         cure="add --verify, or leave it out")
     place = fetch(name, data_root) if download else find(name, data_root)
     if not verify:
         if as_json:

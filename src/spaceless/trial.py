@@ -79,8 +79,9 @@ RECIPES: dict[str, Recipe] = {
 def unknown_model(name: str) -> InputError:
     """Return the error for a network that is none of the paper's and has no prefix."""
     error = unknown_name("model", name, (*PAPER_MODELS, "torchvision:NAME", "timm:NAME", "chain:16-M-24"))
+    cure = error.cure if error.cure.endswith("?") else f"{error.cure}."
     return InputError(error.what, found=error.found, expected=error.expected, cure=(
-        f"{error.cure} A network of torchvision would be torchvision:{name}, one of timm timm:{name}"))
+        f"{cure} A network of torchvision would be torchvision:{name}, one of timm timm:{name}"))
 
 
 class ShuffleOptions(Spec):

@@ -28,7 +28,7 @@ def inspect(
     classes
         The number of classes.
     image_size
-        The side of the image in pixels (default: 224).
+        The side of the image in pixels (default: 224, of a chain 48).
     method
         `shuffle`, `gap_fc`, `conv1x1`, `channel_shuffle` or `strip`.
     k
