@@ -34,9 +34,15 @@ def test_a_baseline_at_chance_is_left_out_and_one_network_is_no_comparison():
     assert beside_chart(found, 1.0) is None
 
 
-def test_of_two_panels_about_one_network_the_fuller_is_shown():
-    few, many = _panels(*_two()[:2]), _panels(*_two()[:2], outcome("conv1x1", 2, top1=74.0, units=10))
-    assert comparable([*few, *many], 1.0) == many
+def test_panels_about_one_network_are_one_with_the_methods_as_the_paper_has_them():
+    base, wide = _two()[:2]
+    others = [outcome("gap_fc", 2, top1=74.0, units=10), outcome("conv1x1", 3, top1=60.0, units=10, downsample="max"),
+              outcome("shuffle", 3, top1=60.0, units=10, shuffle={"fixed": True})]
+    (found,) = comparable([*_panels(base, wide), *_panels(base, *others)], 1.0)
+    assert [(row.trial.method, row.trial.k) for row in found.rows] == [("baseline", 0), ("conv1x1", 5), ("gap_fc", 2)]
+    assert {found.series(row) for row in found.rows[1:]} == {"1x1 Conv", "GAP+FC"}
+    (only,) = comparable(_panels(base, others[1]), 1.0)
+    assert [row.trial.k for row in only.rows] == [0, 3]  # a variant is better than nothing
 
 
 def test_titles_tell_protocols_apart():

@@ -10,7 +10,7 @@ from made_outcomes import calibration, outcome
 from spaceless.bounds import calibration_chart
 from spaceless.charts import panel_chart
 from spaceless.findings import panels
-from spaceless.looks import PALETTE, PAPER_MARK, svg
+from spaceless.looks import PALETTE, PAPER_MARK, Ink, svg
 from spaceless.marks import numbered, points
 from spaceless.paper import experiment
 from spaceless.rows import Planned, load, rows
@@ -161,6 +161,38 @@ def test_the_svg_stands_alone_and_escapes():
     assert "currentColor" in picture  # the ink of the page, in light and in dark
 
 
-def test_the_palette_leaves_out_black_and_yellow():
+def test_the_palette_leaves_out_black_and_yellow_and_stands_out_from_light_and_dark():
     assert len(set(PALETTE)) == 6
     assert not {"#000000", "#F0E442"} & set(PALETTE)
+
+    def luminance(colour):  # WCAG 2.2, relative luminance and contrast ratio
+        parts = (int(colour[i:i + 2], 16) / 255 for i in (1, 3, 5))
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    for light, dark in ((luminance("#fdfdfc"), luminance(colour)) for colour in PALETTE):
+        assert (light + 0.05) / (dark + 0.05) >= 3
+    for colour in PALETTE:
+        assert (luminance(colour) + 0.05) / (luminance("#141618") + 0.05) >= 3
+
+
+def test_more_lines_than_colours_are_told_apart_by_their_shapes():
+    looks = {(each.colour, each.shape) for each in Ink([str(i) for i in range(36)], list(range(36))).entries}
+    assert len(looks) == 36
+
+
+def test_a_mark_behind_others_shows_as_a_rim():
+    made = [outcome(), outcome("shuffle", 1), outcome("conv1x1", 1), outcome("gap_fc", 1, top1=60.0)]
+    (drawn,) = (each for each in _drawn(panel_chart(_panel(made)), "point") if len(each) == 6)
+    assert {(p["series"], p["x"]): p["area"] / 48 - 1 for p in drawn} == {
+        ("Shuffle Conv", 0): 2, ("GAP+FC", 0): 1, ("1x1 Conv", 0): 0,
+        ("Shuffle Conv", 1): 1, ("GAP+FC", 1): 0, ("1x1 Conv", 1): 0}
+
+
+def test_the_axis_of_fields_is_labelled_evenly():
+    made = [outcome(field=212, image_size=32), *(outcome("conv1x1", k, field=field, image_size=32)
+                                                 for k, field in ((1, 210), (2, 64)))]
+    (panel,) = panels(rows(made), "receptive_field")
+    (axis,) = {json.dumps(layer["encoding"]["x"]["axis"], sort_keys=True) for layer in _layers(panel_chart(panel))
+               if "axis" in layer.get("encoding", {}).get("x", {})}
+    assert "values" not in json.loads(axis)

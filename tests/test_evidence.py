@@ -191,17 +191,19 @@ def test_single_layers(first, last, verdict):
     alone = [row(value, "shuffle", 0, only=unit) for unit, value in enumerate(values, 1)]
     found = judge(early_layers, replace(BASE, units=6), *alone)
     assert found.verdict == verdict
-    assert f"first 2 units measured, each alone, come to {first} %, the last 2 to {last} %" in found.text
+    assert f"first 2 units measured, each alone, come to {first} %, the last 2 units to {last} %" in found.text
     assert judge(early_layers, replace(BASE, units=13), *alone).verdict == "open"  # the last ones are missing
     assert early_layers(Setting((BASE, *alone[:2]))) is None
 
 
 @pytest.mark.parametrize(("channels", "positions", "verdict"), [
-    (45.0, 50.0, "confirmed"), (45.0, 45.0, "in part"), (40.0, 45.0, "in part"), (51.0, 50.0, "not confirmed"),
-    (49.5, 50.0, "open")])
+    (45.0, 51.0, "confirmed"), (45.0, 50.0, "in part"),  # a loss of a point is not ruled out
+    (45.0, 45.0, "in part"), (40.0, 45.0, "in part"), (51.0, 50.0, "not confirmed"), (49.5, 50.0, "open")])
 def test_channels(channels, positions, verdict):
     rows = BASE, *curve("channel_shuffle", channels), *curve("shuffle", positions)
-    assert judge(channel_shuffle, *rows).verdict == verdict
+    found = judge(channel_shuffle, *rows)
+    assert found.verdict == verdict
+    assert ("which costs accuracy as well" in found.text) is (positions < 50)
     later = row(5.0, "channel_shuffle", 13), row(8.0, "shuffle", 13)
     assert judge(channel_shuffle, BASE, *later).verdict == "open"  # at once means with the last unit alone
 
@@ -277,7 +279,7 @@ def test_the_command_prints_the_page_and_writes_its_figures(tmp_path, monkeypatc
     assert (status, "![" in plain, list(tmp_path.glob("**/*.svg"))) == (0, False, [])
     status, out, _ = spaceless("report", folder, "--claims", "--figures", "docs/pictures")
     assert status == 0
-    (figure,) = re.findall(r"^!\[Setting A\]\(pictures/(claim-04-a\.svg)\)$", out, re.MULTILINE)
+    (figure,) = re.findall(r"^!\[A network [^]]+: setting A\]\(pictures/(claim-04-a\.svg)\)$", out, re.MULTILINE)
     assert "clean \u2192 shuffled" in (tmp_path / "docs" / "pictures" / figure).read_text(encoding="utf-8")
     assert "Figure of setting A: with claim 4." in out.split("## 5.")[1].split("## 6.")[0]
     assert "`spaceless study table2-left --preset fast --width 0.25 --epochs 15 --seeds 0`" in plain

@@ -35,6 +35,21 @@ def test_figures_become_svg_and_png_and_tables_csv(runs, tmp_path):
     for path in out.glob("*.png"):
         assert path.read_bytes().startswith(b"\x89PNG")
     assert not (runs / "report.html").exists()
+    captions = (out / "captions.md").read_text(encoding="utf-8").splitlines()
+    assert [line.split("`")[1] for line in captions] == [
+        name.removesuffix(".svg") for name in sorted(names) if name.endswith(".svg")] or len(captions) == 3
+    assert all("vgg16 on cifar100. " in line for line in captions)
+
+
+def test_several_networks_of_one_study_are_told_apart_by_name_and_title(tmp_path):
+    made = [outcome(method, k, model=model, params=34_000_000 - k) for model in ("vgg16", "resnet50")
+            for method, k in (("baseline", 0), ("conv1x1", 1))]
+    manifest(store(tmp_path / "runs", *made), "two", made)
+    write_report([tmp_path / "runs"], files=tmp_path / "out")
+    over_k = sorted(path.name for path in (tmp_path / "out").glob("*-over-k.svg"))
+    assert over_k == ["figure-02-two-accuracy-resnet50-on-cifar100-over-k.svg",
+                      "figure-03-two-accuracy-vgg16-on-cifar100-over-k.svg"]
+    assert "resnet50 on cifar100" in (tmp_path / "out" / over_k[0]).read_text(encoding="utf-8")
 
 
 def test_a_table_in_csv_has_numbers_that_a_program_reads(runs, tmp_path):

@@ -105,6 +105,9 @@ def test_the_page_shows_a_profile_as_a_section_of_its_own(tmp_path):
     assert "<figure" in html_text(page).split("Where space matters", 1)[1]
     assert "The last of 3 units bears a shuffle" in markdown_text(page)
     assert gather([tmp_path], pictures=False).sections[1].figures == ()
+    (command,) = mine.commands
+    (folder,) = (path.parent for path in tmp_path.glob("*/outcome.json"))
+    assert command.startswith(f"spaceless evaluate {folder} --profile --repeats ")
 
 
 def test_the_profile_that_rests_on_most_is_shown(tmp_path):

@@ -58,6 +58,28 @@ def test_an_honest_answer_where_nothing_follows(tmp_path, accuracy, said):
     assert said in answers([tmp_path], "fig2-vgg16")[0].replace(FIXED, " ")
 
 
+@pytest.mark.parametrize(("status", "said"), [
+    ("diverged", "(K = 0) diverged (seed 0), so nothing follows."), ("failed", "(K = 0) failed (seed 0), so nothing"),
+    ("missing", "(K = 0) is missing, so nothing follows yet.")])
+def test_what_became_of_a_baseline_without_an_accuracy_is_told(status, said, tmp_path):
+    base, changed = outcome(status="finished" if status == "missing" else status), outcome("conv1x1", 1)
+    manifest(store(tmp_path, *([] if status == "missing" else [base]), changed), "own", [base, changed])
+    assert said in answers([tmp_path], "own")[0]
+
+
+def test_a_mark_beside_which_a_training_diverged_is_crossed_and_told(tmp_path):
+    made = [outcome(), *(outcome("conv1x1", k, seed=seed, status="diverged" if k == seed == 2 else "finished")
+                         for k in (1, 2) for seed in (1, 2))]
+    page = gather([store(tmp_path, *made)])
+    (figure, *_) = page.all_figures
+    assert "Crossed: a training diverged, and the mark is the mean of the others." in figure.caption
+    marks = [layer for layer in figure.spec["vconcat" if "vconcat" in figure.spec else "layer"]
+             if str(layer.get("mark", {}).get("shape", "")).startswith("M")]
+    (crossed,) = (figure.spec["datasets"][layer["data"]["name"]] for layer in marks)
+    assert [(each["x"], each["runs"]) for each in crossed] == [(2, "n = 1, seed 1; diverged: seed 2")]
+    assert "Crossed" not in gather([store(tmp_path / "sound", *made[:2])]).all_figures[0].caption
+
+
 def test_larger_k_that_are_within_the_tolerance_again_are_not_denied(tmp_path):
     _study(tmp_path, {0: (74.0,), 1: (72.0,), 2: (73.9,), 3: (74.2,)})
     first, *notes = answers([tmp_path], "fig2-vgg16")
@@ -90,6 +112,11 @@ def test_answers_of_the_other_figures(tmp_path):
     said = {name: answers([tmp_path / name], name)[0].replace(FIXED, " ") for name in ("mixed", "only", "kept")}
     assert "the last 3 units shuffled only in the test, accuracy goes from 74.0 to 1.0 (chance 1.0)" in said["mixed"]
     assert "it is 73.6 with and 73.5 without shuffling" in said["mixed"]
+    for name, extra, k in (("three", {1: (70.0,), 3: (20.0,), 13: (1.5,)}, 3), ("first", {1: (70.0,), 13: (1.5,)}, 1)):
+        told = outcome(top1=74.0, extra=extra)
+        manifest(store(tmp_path / name, told), name, [told])
+        text = answers([tmp_path / name], name)[0].replace(FIXED, " ")
+        assert f"from 74.0 to {extra[k][0]:.1f} (chance 1.0), with the last 13 to 1.5." in text
     assert "at most 1 point in units 12, 13 and most in unit 1 (44.0 points)" in said["only"]
     assert "with 6 modified units left, accuracy is 61.00, with none it is 55.00" in said["kept"]
 
@@ -251,6 +278,15 @@ def test_what_differs_from_the_papers_protocol():
     own = outcome("shuffle", 3, top1=(70.0,) * 200, recipe=RECIPES["paper"]).trial
     assert differences(own, experiment("fig2-vgg16")) == []
     assert differences(outcome(data="texture").trial, None) == []
+
+
+def test_trainings_that_no_experiment_asked_for_are_compared_with_the_papers_too(tmp_path):
+    ours = outcome("conv1x1", 2, width=0.25)  # none of whose numbers the paper prints
+    section, = gather([store(tmp_path / "ours", outcome(width=0.25), ours)]).sections
+    assert section.differences["Network"] == ("Every layer has 0.25 times the paper's channels.",)
+    assert section.differences_title == "Different from the paper's protocol"
+    other, = gather([store(tmp_path / "own", outcome(model="chain:8-8", note="Re-split."))]).sections
+    assert (other.differences_title, other.differences) == ("To know with it", {"Data": ("Re-split.",)})
 
 
 def test_another_augmentation_is_a_difference_and_none_is_another_experiment():

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import math
 
 import pytest
@@ -195,6 +196,8 @@ def test_the_frame_is_tidy_and_keeps_what_is_missing(tmp_path):
     assert math.isnan(failed.top1)
     assert failed.isna()[["params", "spread", "images", "repeats", "seconds"]].tolist() == [True] * 4 + [False]
     assert str(table.dtypes["params"]) == "Int64"
+    with pytest.warns(UserWarning, match="no outcome in .* or the folders directly in it"):
+        assert len(frame(tmp_path.parent)) == 0
 
 
 # ------------------------------------------------------------------------------------------------ findings
@@ -238,9 +241,30 @@ def test_of_copies_of_one_training_every_test_counts(tmp_path):
         assert {e.shuffle_last: len(e.top1) for e in found.evaluations} == {None: 1, 0: 1, 3: 2}
         assert problems == []
     store(tmp_path / "c", made.model_copy(update={"weights_sha256": "b" * 64}))
-    (found,), _, (problem,) = load([tmp_path / "b", tmp_path / "c"])
-    assert found.weights_sha256 == "a" * 64
-    assert "other weights" in problem.text
+
+
+def test_of_two_trainings_of_one_trial_the_same_one_counts_in_any_order(tmp_path):
+    """The one beside the study that plans it, else the one with more tests; the other one is named."""
+    planned = outcome().model_copy(update={"weights_sha256": "b" * 64})
+    tested = outcome(extra={0: (73.0,), 3: (1.0,)}).model_copy(update={"weights_sha256": "c" * 64})
+    few = outcome(extra={0: (73.0,)}).model_copy(update={"weights_sha256": "a" * 64})
+    for name, each in (("planned", planned), ("tested", tested), ("few", few)):
+        store(tmp_path / name, each)
+    failed = outcome(status="failed")
+    store(tmp_path / "failed", failed)
+    manifest(tmp_path / "failed", "study", [failed])
+
+    def kept(*names):
+        (found,), _, problems = load([tmp_path / name for name in names])
+        assert len(problems) == len([name for name in names if name != "failed"]) - 1
+        assert all("with other weights: left out" in problem.text for problem in problems)
+        return found
+
+    for order in itertools.permutations(("planned", "tested", "few", "failed")):
+        assert kept(*order) == tested
+    manifest(tmp_path / "planned", "study", [planned])
+    for order in itertools.permutations(("planned", "tested", "few")):
+        assert kept(*order) == planned
 
 
 def test_warm_starts_from_two_originals_are_two_rows():

@@ -7,8 +7,10 @@ from dataclasses import replace
 
 import pytest
 
+from made_outcomes import outcome, store
 from made_rows import BASE, curve, row
 from spaceless.certainty import Spread, interval
+from spaceless.evidence import evidence_page
 from spaceless.setting import Setting, largest_free, sides
 
 
@@ -51,7 +53,7 @@ def test_the_spread_over_seeds_is_pooled_over_the_networks_of_a_setting():
     # (2 * 0.5^2 + 2 * 0.7^2) / 4 = 0.37 with 4 degrees of freedom; the lone runs and the mismatched test do not count
     mismatched = row(30.0, shuffle_last=3, seeds=3, spread=9.0)
     setting = Setting((several(50.0, 0.5), several(49.0, 0.7, "conv1x1", 2), row(45.0, "conv1x1", 5), mismatched))
-    assert setting.spread == Spread(pytest.approx(math.sqrt(0.37)), 4)
+    assert setting.spread == Spread(pytest.approx(math.sqrt(0.37)), 4, 0.5, 0.7)
 
 
 def test_a_lone_run_is_judged_by_the_spread_of_the_others():
@@ -78,6 +80,15 @@ def test_a_mismatched_test_has_the_spread_of_its_own():
     setting = Setting((base, several(49.0, 0.5, "conv1x1", 2), shuffled))
     assert setting.interval(shuffled, base) == interval(shuffled, base)
     assert setting.interval(shuffled, base).half > 10
+
+
+def test_the_page_tells_the_spread(tmp_path):
+    made = [outcome("conv1x1" if k else "baseline", k, seed=seed, top1=50.0 + seed * (1 + k))
+            for k in (0, 2) for seed in (0, 1, 2)]
+    text = evidence_page([store(tmp_path, *made)]).text
+    assert ("From seed to seed an accuracy varies by 2.24 points (standard deviation, 4 degrees of freedom; network by "
+            "network 1.00 to 3.00).") in text  # (1 + 9) / 2 = 5
+    assert "(3 seeds, 10,000 test images)" in text
 
 
 def test_the_spread_decides_what_is_free():

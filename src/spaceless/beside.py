@@ -12,27 +12,37 @@ from spaceless.findings import Panel, near_chance, panel_titles
 from spaceless.looks import METHOD_LOOKS, Ink, Spec, arranged, chart, finish, layered
 from spaceless.marks import Record, numbered, points
 from spaceless.rows import Row
+from spaceless.trial import ShuffleOptions
 
 CELL, HEIGHT, COLUMNS = 295, 170, 2
 
 
 def comparable(panels: Sequence[Panel], tolerance: float) -> list[Panel]:
-    """Return the panels over K from whose loss something follows, of those about one network and protocol the fullest.
+    """Return the panels over K from whose loss something follows, all about one network and protocol as one.
 
-    Their titles tell them apart.
+    Its rows are those of the methods as the paper has them, where it has any; its variants are told of in the studies.
+    Titles tell the panels apart.
     """
-    fullest: dict[str, Panel] = {}
+    rows: dict[str, dict[tuple[str, int | None], Row]] = {}
     for panel in panels:
         base = panel.baseline
         measured = base is not None and base.top1 is not None and base.units and _modified(panel)
         if base is not None and measured and panel.x == "k" and not near_chance(base, tolerance):
-            known = fullest.get(base.trial.id)
-            if known is None or len(_modified(known)) < len(_modified(panel)):
-                fullest[base.trial.id] = panel
-    found = list(fullest.values())
+            known = rows.setdefault(base.trial.id, {})
+            for row in panel.rows:
+                key = row.trial.id, row.shuffle_last
+                if key not in known or known[key].n < row.n:
+                    known[key] = row
+    found = [Panel("", "k", tuple(_usual(list(each.values())))) for each in rows.values()]
     titles = panel_titles([p.rows[0] for p in found])
     named = zip(found, titles, strict=True)
     return [replace(p, title=f"{t}, {p.rows[0].image_size} pixels" if titles.count(t) > 1 else t) for p, t in named]
+
+
+def _usual(rows: Sequence[Row]) -> list[Row]:
+    """Return those of `rows` whose method is the paper's own, or all where only variants of it were measured."""
+    usual = [row for row in rows if row.trial.downsample == "avg" and row.trial.shuffle == ShuffleOptions()]
+    return usual if any(row.trial.method != "baseline" and row.top1 is not None for row in usual) else list(rows)
 
 
 def _modified(panel: Panel) -> list[Row]:

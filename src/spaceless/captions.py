@@ -19,8 +19,11 @@ def accuracy_caption(panel: Panel, tolerance: float, ringed: bool) -> str:
         parts.append(f"The shaded strip lies within {points(tolerance)} of the baseline.")
     if panel.x == "receptive_field":
         parts.append("Dotted: where the receptive field is as large as the image.")
+    if any(row.diverged for row in panel.rows):
+        parts.append("Crossed: a training diverged, and the mark is the mean of the others.")
     if ringed:
-        parts.append("Rings: the largest K of each method such that it and every smaller one lie in the strip.")
+        parts.append("Rings: the largest K of each method up to which none falls below the strip, and no training "
+                     "diverged.")
     return " ".join(parts)
 
 
@@ -42,7 +45,8 @@ def drawing_caption(panel: Panel, tolerance: float) -> str:
              "conv1x1": "1x1: 1x1 Conv", "channel_shuffle": "CS: channel shuffle", "strip": "dashed: left out"}
     drawn = dict.fromkeys(f.row.trial.method for f in free_ks(panel, tolerance) if f.k)
     parts = [f"{panel.title}: each method at its largest K within {points(tolerance)}, from the input on the left to "
-             "the output on the right; modified units are filled."]
+             "the output on the right; modified units are filled. The kernel of a unit that stays is told where some "
+             "network here changed it."]
     if drawn:
         parts.append(f"{'; '.join(words[m] for m in drawn if m in words)}.")
     return " ".join(parts)

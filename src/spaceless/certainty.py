@@ -17,10 +17,15 @@ _SURE = 0.95
 
 @dataclass(frozen=True)
 class Spread:
-    """How accuracies differ from seed to seed: a standard deviation in percentage points, with degrees of freedom."""
+    """How accuracies differ from seed to seed: a standard deviation in percentage points, with degrees of freedom.
+
+    `least` and `most` are the standard deviations of single networks that it is pooled from.
+    """
 
     deviation: float
     freedom: int
+    least: float
+    most: float
 
 
 def pooled(rows: Iterable[Row]) -> Spread | None:
@@ -31,7 +36,8 @@ def pooled(rows: Iterable[Row]) -> Spread | None:
     several = [(row.n - 1, row.spread) for row in rows if row.spread is not None]
     freedom = sum(free for free, _ in several)
     squares = sum(free * spread**2 for free, spread in several)
-    return Spread(math.sqrt(squares / freedom), freedom) if squares else None
+    each = [spread for _, spread in several]
+    return Spread(math.sqrt(squares / freedom), freedom, min(each), max(each)) if squares else None
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ _X_TITLES = {
     "receptive_field": "receptive field of the last map (pixels)",
     "shuffled": "K: shuffled units, counted from the last one",
 }
+_CROSS = "M-1,-1L1,1M-1,1L1,-1"
 # A click on the paper's own name in the legend hides its marks, one on a method hides that method's with it.
 _PRINTED_NAMES = ("datum.series", f"'{PAPER_MARK}'")
 
@@ -58,8 +59,8 @@ def panel_chart(panel: Panel, tolerance: float | None = None) -> Spec | None:
 def _x_axis(panel: Panel, measured: Sequence[Record], titled: bool = True) -> alt.X:
     import altair as alt
 
-    values = sorted({p["x"] for p in measured})
-    axis = alt.Axis(format="d", tickMinStep=1, values=values if len(values) <= 20 else alt.Undefined)
+    values = sorted({p["x"] for p in measured}) if panel.x != "receptive_field" else []
+    axis = alt.Axis(format="d", tickMinStep=1, values=values if 0 < len(values) <= 20 else alt.Undefined)
     scale = alt.Scale(nice=False, zero=False, reverse=panel.x == "only", padding=14)
     return alt.X("x:Q", title=_X_TITLES[panel.x] if titled else None, axis=axis, scale=scale)
 
@@ -72,13 +73,13 @@ def series_ink(panel: Panel, names: Sequence[str], printed: bool = False, legend
                legend=legend)
 
 
-_TOOLTIP = (("trial", "trial"), ("x", "x"), ("accuracy", "top-1"), ("runs", "runs"), ("printed", "paper"),
+_TOOLTIP = (("trial", "trial"), ("accuracy", "top-1"), ("runs", "runs"), ("printed", "paper"),
             ("size", "parameters"), ("work", "multiply-adds"), ("time", "latency"),
             ("folders", "folder"))
 
 
 def tooltip() -> list[alt.Tooltip]:
-    """Return what pointing at a measured mark shows: the trial and its numbers."""
+    """Return what pointing at a measured mark shows: the trial and its numbers, those that there are (report.js)."""
     import altair as alt
 
     return [alt.Tooltip(f"{field}:N", title=title) for field, title in _TOOLTIP]
@@ -93,9 +94,10 @@ def lines(
     y_scale = alt.Scale(domain=list(domain)) if domain else alt.Scale(zero=False, nice=True)
     y = alt.Y("y:Q", title=y_title, scale=y_scale, axis=alt.Axis(tickCount=7))
     low = alt.Y("lo:Q", title=y_title, scale=y_scale)
-    drawn = [p for p in measured if p["y"] is not None]
+    drawn = _rimmed([p for p in measured if p["y"] is not None], "y", 48)
     banded = [p for p in measured if p["lo"] is not None]
     lone = [p for p in banded if sum(q["band"] == p["band"] for q in banded) == 1]
+    area = alt.Size("area:Q", scale=None, legend=None)
     layers = []
     if banded:
         layers.append(chart(banded).mark_area(opacity=0.18).encode(
@@ -105,9 +107,21 @@ def lines(
             x=x, y=low, y2=alt.Y2("hi:Q"), stroke=ink.stroke))
     layers.append(chart(drawn).mark_line(strokeWidth=2).encode(
         x=x, y=y, stroke=ink.stroke, detail=alt.Detail("line:N"), order=alt.Order("x:Q")))
-    layers.append(chart(drawn).mark_point(size=48, strokeWidth=1, opacity=1).encode(
-        x=x, y=y, fill=ink.fill, stroke=ink.stroke, shape=ink.shape, tooltip=tooltip()))
+    layers.append(chart(drawn).mark_point(strokeWidth=1, opacity=1).encode(
+        x=x, y=y, fill=ink.fill, stroke=ink.stroke, shape=ink.shape, size=area, tooltip=tooltip()))
+    if crossed := [p for p in drawn if p["diverged"]]:
+        layers.append(chart(crossed).mark_point(shape=_CROSS, size=150, strokeWidth=2, opacity=1).encode(
+            x=x, y=y, stroke=ink.stroke, tooltip=tooltip()))
     return layers
+
+
+def _rimmed(drawn: Sequence[Record], field: str, least: int) -> list[Record]:
+    """Return records with the area of their marks: larger by `least` for each mark of another line that covers it."""
+    ends = [p[field] for p in drawn]
+    near = (max(ends) - min(ends)) / 60 if ends else 0
+    return [{**p, "area": least * (1 + len({q["series"] for q in drawn[i + 1:] if q["series"] != p["series"]
+                                            and q["x"] == p["x"] and abs(q[field] - p[field]) <= near}))}
+            for i, p in enumerate(drawn)]
 
 
 def _reference(panel: Panel, tolerance: float | None) -> list[alt.Chart]:
@@ -164,7 +178,7 @@ def _printed_marks(printed: Sequence[Record], x: alt.X, y_title: str, ink: Ink) 
     import altair as alt
 
     tips = [alt.Tooltip(f"{field}:N", title=title) for field, title in
-            (("series", "line"), ("x", "x"), ("accuracy", "paper's top-1"), ("source", "printed in"))]
+            (("series", "line"), ("accuracy", "paper's top-1"), ("source", "printed in"))]
     layers = []
     for base in (True, False):
         if found := [p for p in printed if p["base"] is base]:
@@ -179,7 +193,8 @@ def _sizes(sized: Sequence[Record], x: alt.X, ink: Ink) -> Spec:
     import altair as alt
 
     y = alt.Y("params:Q", title="parameters (M)", scale=alt.Scale(zero=True), axis=alt.Axis(tickCount=4))
+    area = alt.Size("area:Q", scale=None, legend=None)
     line = chart(sized).mark_line(strokeWidth=1.5).encode(x=x, y=y, stroke=ink.stroke)
-    dots = chart(sized).mark_point(size=28, strokeWidth=1, opacity=1).encode(
-        x=x, y=y, fill=ink.fill, stroke=ink.stroke, shape=ink.shape, tooltip=tooltip())
+    dots = chart(_rimmed(sized, "params", 28)).mark_point(strokeWidth=1, opacity=1).encode(
+        x=x, y=y, fill=ink.fill, stroke=ink.stroke, shape=ink.shape, size=area, tooltip=tooltip())
     return layered(line, dots, width=WIDTH, height=120)

@@ -12,18 +12,17 @@ from spaceless.captions import accuracy_caption
 from spaceless.errors import InputError
 from spaceless.findings import Panel, free_ks, near_chance
 from spaceless.looks import Spec, on_paper
-from spaceless.numerals import PLUS_MINUS, listed, number, with_spread
+from spaceless.numerals import PLUS_MINUS, number, with_spread
 from spaceless.paper import Axis, experiments
-from spaceless.protocol import protocol
+from spaceless.protocol import has_protocol, protocol
 from spaceless.rows import Problem, Row, Study, load, rows
 from spaceless.setting import TOLERANCE, Setting
 from spaceless.tables import plain
 from spaceless.theses import THESES, Thesis
-from spaceless.trial import PAPER_MODELS, RECIPES, Outcome, ShuffleOptions, Trial, is_control
+from spaceless.trial import RECIPES, Outcome, ShuffleOptions, Trial, is_control
 from spaceless.verdict import Judged
 
 _NONE = "no outcome here tests it"
-_PAPER_DATA = ("cifar100", "imagenet32", "imagenet")
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,8 @@ def evidence_page(dirs: Sequence[str | Path], folder: str | None = None) -> Told
                   for letter, judged in claim.judged.items()] or [f"- {_NONE}."]
         for picture in (each for each in shown if place in each.claims):
             if place == min(picture.claims):
-                lines += ["", f"![Setting {picture.letter}]({folder}/{picture.file})", "", f"*{picture.caption}*"]
+                about = f"{claim.thesis.says.rstrip('.')}: setting {picture.letter}"
+                lines += ["", f"![{about}]({folder}/{picture.file})", "", f"*{picture.caption}*"]
             else:
                 lines += ["", f"Figure of setting {picture.letter}: with claim {min(picture.claims)}."]
     if found.problems:
@@ -217,13 +217,14 @@ def _setting(letter: str, setting: Setting, found: Evidence) -> list[str]:
     mine = {trial for row in setting.rows for trial in row.ids}
     told = [plain(each.text) for each in protocol([o for o in found.outcomes if o.trial.id in mine], None)]
     trial = setting.rows[0].trial
-    if trial.model not in PAPER_MODELS or trial.data not in _PAPER_DATA:
+    if not has_protocol(trial):
         told.append("The paper has no such network on such data")
     lost = sorted({f"{plain(row.trial.model_copy(update={'seed': seed}).label)}: {what}" for row in setting.rows
                    for what, seeds in (("diverged", row.diverged), ("failed", row.failed)) for seed in seeds})
     spread = "" if setting.spread is None else (
         f"From seed to seed an accuracy varies by {number(setting.spread.deviation, 2)} points (standard deviation, "
-        f"{setting.spread.freedom} degrees of freedom). ")
+        f"{setting.spread.freedom} degrees of freedom; network by network {number(setting.spread.least, 2)} to "
+        f"{number(setting.spread.most, 2)}). ")
     return [f"- **{letter}**: {plain(_label(setting))}; the unchanged network reaches {reached} % ({_seeds((base,))}). "
             f"{spread}Not as in the paper: {'; '.join(each.rstrip('.') for each in told) or 'nothing'}.",
             *(f"  - without a result: {each}" for each in lost),
@@ -243,8 +244,8 @@ def _seeds(found: Sequence[Row]) -> str:
 
 
 def _runs(found: Sequence[Row]) -> str:
-    seeds = {row.n for row in found}
-    return "1 seed" if seeds == {1} else f"{listed(seeds)} seeds"
+    least, most = min(row.n for row in found), max(row.n for row in found)
+    return "1 seed" if most == 1 else f"{most} seeds" if least == most else f"{least} to {most} seeds"
 
 
 _HOW = f"""\

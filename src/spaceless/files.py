@@ -9,22 +9,27 @@ from pathlib import Path
 from spaceless.errors import InputError
 from spaceless.looks import on_paper, png, svg
 from spaceless.page import Page
-from spaceless.tables import table_csv
+from spaceless.tables import plain, table_csv
 
-_LONGEST = 60  # characters of a name
+_LONGEST = 120  # characters of a name
 
 
 def write_files(page: Page, folder: Path) -> list[Path]:
     """Write every figure of `page` as SVG and PNG, over each of its axes, and every table as CSV; return the files.
 
-    Raises InputError for a file that cannot be written.
+    What is to be seen on each figure is said in `captions.md`. Raises InputError for a file that cannot be written.
     """
-    written = []
+    written: list[Path] = []
+    told = page.captions
+    captions = ""
     for name, view in page.views.items():
         place, _, what = name.partition(" ")
         stem = f"figure-{int(place):02d}-{_slug(what)}"
+        captions += f"- `{stem}`: {plain(told[name])}\n"
         spec = on_paper(view)
         written += [write(folder / f"{stem}.svg", svg(spec)), write(folder / f"{stem}.png", png(spec))]
+    if captions:
+        written.append(write(folder / "captions.md", captions))
     tables = [(section.name, table) for section in page.sections for table in section.tables]
     for number, (study, table) in enumerate(tables, 1):
         written.append(write(folder / f"table-{number:02d}-{_slug(f'{study} {table.title}')}.csv", table_csv(table)))

@@ -67,7 +67,10 @@ def record(name: str, x: int, row: Row, zero: float) -> Record:
         "macs": None if row.macs is None else row.macs / 1e6,
         "latency": row.latency,
         "trial": row.trial.label.removesuffix(f" seed {row.trial.seed}"),
-        "runs": f"n = {row.n}" + (f", seed {', '.join(map(str, row.seeds))}" if row.seeds else ""),
+        "runs": f"n = {row.n}" + (f", seed {', '.join(map(str, row.seeds))}" if row.seeds else "") + "".join(
+            f"; {what}: seed {', '.join(map(str, seeds))}"
+            for what, seeds in (("diverged", row.diverged), ("failed", row.failed)) if seeds),
+        "diverged": bool(row.diverged),
         "folders": folders,
         "accuracy": "missing" if row.top1 is None else f"{row.top1:.2f} %"
         + ("" if row.spread is None else f" \N{PLUS-MINUS SIGN} {row.spread:.2f}"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from typing import Any
@@ -21,12 +23,16 @@ _EXPOSE = "window.vegaEmbed = vegaEmbed;"
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart as a Vega-Lite specification, what is to be seen on it, and the other axes it can be drawn over."""
+    """A chart as a Vega-Lite specification, what is to be seen on it, and the other axes it can be drawn over.
+
+    `title` says which network and data it is about; on the page the caption does.
+    """
 
     name: str
     caption: str
     spec: Spec
     places: tuple[Place, ...] = ()
+    title: str = ""
 
     @cached_property
     def picture(self) -> str:
@@ -48,7 +54,10 @@ class Figure:
 
 @dataclass(frozen=True)
 class Section:
-    """One study, ready to be shown: what was asked, the answers, figures and tables, and what to know with them."""
+    """One study, ready to be shown: what was asked, the answers, figures and tables, and what to know with them.
+
+    `differences` are those from the paper's protocol where it was `compared` with one, else remarks on the data.
+    """
 
     title: str
     asks: str
@@ -64,6 +73,12 @@ class Section:
     name: str
     rows: tuple[Row, ...]
     panels: tuple[Panel, ...] = ()
+    compared: bool = False
+
+    @property
+    def differences_title(self) -> str:
+        """What stands above the differences."""
+        return "Different from the paper's protocol" if self.compared else "To know with it"
 
 
 @dataclass(frozen=True)
@@ -83,11 +98,24 @@ class Page:
 
     @property
     def views(self) -> dict[str, Spec]:
-        """Every figure over each of its axes, by a name of its own such as `2 fig2-vgg16 accuracy over parameters`."""
-        return {
-            f"{number} {figure.name}" + (f" over {place}" if figure.places else ""): view
-            for number, figure in enumerate(self.all_figures, 1) for place, view in figure.views.items()
-        }
+        """Every figure over each of its axes, titled, by a name such as `2 fig2-vgg16 accuracy over parameters`.
+
+        Of several alike in one study the title is a part of the name.
+        """
+        return {name: {**view, "title": figure.title} if figure.title and "title" not in view else view
+                for name, figure, view in self._named()}
+
+    @property
+    def captions(self) -> dict[str, str]:
+        """The captions by the names of `views`."""
+        return {name: figure.caption for name, figure, _ in self._named()}
+
+    def _named(self) -> Iterator[tuple[str, Figure, Spec]]:
+        alike = Counter(figure.name for figure in self.all_figures)
+        for number, figure in enumerate(self.all_figures, 1):
+            title = f" {figure.title}" if alike[figure.name] > 1 and figure.title else ""
+            for place, view in figure.views.items():
+                yield f"{number} {figure.name}{title}" + (f" over {place}" if figure.places else ""), figure, view
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -35,7 +36,7 @@ def profile_sections(
     measured on other weights than the outcome's is a problem too.
     """
     known = {outcome.trial.id: outcome for outcome in outcomes}
-    found: dict[str, Sensitivity] = {}
+    found: dict[str, tuple[Path, Sensitivity]] = {}
     for folder in map(Path, dirs):
         for path in sorted([*folder.glob(f"{PROFILES}/*.json"), *folder.glob(f"*/{PROFILES}/*.json")]):
             outcome = known.get(path.resolve().parent.parent.name)
@@ -45,12 +46,12 @@ def profile_sections(
                 problems.append(Problem(str(path), "a profile of other weights than those of this outcome"))
                 continue
             best = found.get(outcome.trial.id)
-            if best is None or (each.images, each.repeats) > (best.images, best.repeats):
-                found[outcome.trial.id] = each
-    return [_section(known[key], each, pictures, tolerance) for key, each in found.items()]
+            if best is None or (each.images, each.repeats) > (best[1].images, best[1].repeats):
+                found[outcome.trial.id] = path.parent.parent, each
+    return [_section(known[key], folder, each, pictures, tolerance) for key, (folder, each) in found.items()]
 
 
-def _section(outcome: Outcome, found: Sensitivity, pictures: bool, tolerance: float) -> Section:
+def _section(outcome: Outcome, folder: Path, found: Sensitivity, pictures: bool, tolerance: float) -> Section:
     trial = outcome.trial
     name = f"profile of {trial.label}"
     chance = 100 / outcome.data.classes if outcome.data else None
@@ -59,13 +60,16 @@ def _section(outcome: Outcome, found: Sensitivity, pictures: bool, tolerance: fl
     caption += (f"Bands: mean {PLUS_MINUS} standard deviation over {found.repeats} passes with fresh permutations."
                 if found.repeats > 1 else "No band: one pass each.")
     spec = profile_chart(found, chance) if pictures else None
+    command = ["spaceless", "evaluate", str(folder), "--profile", "--repeats", str(found.repeats)]
+    if outcome.data is not None and found.images < outcome.data.test_images:
+        command += ["--test-images", str(found.images)]
     return Section(
         title=f"Where space matters in {trial.label}",
         asks="What does this trained network lose where its units are shuffled in the test only?",
         source="as Figures 6 and 7, without training", answers=(profile_answer(found, tolerance, chance),),
         figures=(Figure(name, caption, spec),) if spec else (), tables=(profile_table(found),), differences={},
         progress=f"{found.images:,} images, {found.repeats} passes", failed=(), missing=(),
-        commands=(f"spaceless evaluate runs/{trial.id} --profile",), name=name, rows=(),
+        commands=(shlex.join(command),), name=name, rows=(),
     )
 
 

@@ -40,9 +40,14 @@ def protocol(outcomes: Sequence[Outcome], experiment: Experiment | None) -> list
         found[Difference("Runs", f"{runs} per network (seed {listed(seeds)}); the paper speaks of one initial seed and "
                                  "names no number of runs.")] = len(outcomes)
     return [
-        d if n == len(outcomes) else Difference(d.topic, f"{d.text} ({n} of {len(outcomes)} trials)")
+        d if n == len(outcomes) else Difference(d.topic, f"{d.text.removesuffix('.')} ({n} of {len(outcomes)} trials).")
         for d, n in sorted(found.items(), key=lambda item: (item[0].topic, -item[1]))
     ]
+
+
+def has_protocol(trial: Trial) -> bool:
+    """Tell whether the paper trained this network on this data, and a training of it can differ from the paper's."""
+    return trial.model in PAPER_MODELS and trial.data in ("cifar100", "imagenet32", "imagenet")
 
 
 def remarks(outcomes: Sequence[Outcome]) -> list[Difference]:
@@ -76,7 +81,7 @@ def _differences(trial: Trial, theirs: dict[str, Trial]) -> list[Difference]:
     if paper is None:
         if theirs:
             found.append(Difference("Trials", "Not among the trials of this table or figure."))
-        if trial.model not in PAPER_MODELS or trial.data not in ("cifar100", "imagenet32", "imagenet"):
+        if not has_protocol(trial):
             return found
         recipe = RECIPES["imagenet" if trial.data == "imagenet" else "paper"]
         paper = trial.model_copy(update={"width": 1.0, "train_images": None, "test_images": None, "recipe": recipe,
@@ -95,8 +100,8 @@ def _differences(trial: Trial, theirs: dict[str, Trial]) -> list[Difference]:
     if changes := _recipe_changes(trial.recipe, paper.recipe):
         found.append(Difference("Training", f"Recipe {trial.recipe.name}: {', '.join(changes)}."))
     if trial.repeats != paper.repeats:
-        found.append(Difference("Test", f"Models that shuffle are evaluated {trial.repeats} times instead of "
-                                        f"{paper.repeats}."))
+        often = "once" if trial.repeats == 1 else f"{trial.repeats} times"
+        found.append(Difference("Test", f"Models that shuffle are evaluated {often} instead of {paper.repeats}."))
     return found
 
 

@@ -24,8 +24,8 @@ from spaceless.numerals import listed
 from spaceless.page import Figure, Page, Section, html_text
 from spaceless.paper import Experiment, Printed, experiments
 from spaceless.profiles import profile_sections
-from spaceless.protocol import protocol, remarks
-from spaceless.rows import Planned, Problem, Row, Study, load, rows
+from spaceless.protocol import has_protocol, protocol, remarks
+from spaceless.rows import Planned, Problem, Row, Study, load, natural, rows
 from spaceless.setting import TOLERANCE
 from spaceless.tables import csv_lines, markdown_table, panel_table, plain, printed_table, verdict_table
 from spaceless.tradeoff import compression_answer, compression_charts, compression_panel, compression_table
@@ -65,7 +65,8 @@ def gather(
     by_id = {o.trial.id: o for o in outcomes}
     known = list(experiments())
     sections = []
-    for each in sorted(studies, key=lambda s: known.index(s.experiment) if s.experiment in known else len(known)):
+    for each in sorted(studies, key=lambda s: (known.index(s.experiment) if s.experiment in known else len(known),
+                                               natural(s.name))):
         named = experiments().get(each.experiment or "")
         if each.experiment and named is None:
             problems.append(Problem(each.name, f"the paper has no experiment called {each.experiment!r}"))
@@ -133,7 +134,7 @@ def _section(
     tables += [panel_table(p) for p in shown]
     if experiment and (alone := _not_measured(experiment, found)):
         tables.append(printed_table(alone))
-    compared = experiment is not None or any(r.printed for r in found)
+    compared = experiment is not None or any(r.printed or has_protocol(r.trial) for r in found)
     differences = protocol(outcomes, experiment) if compared else remarks(outcomes)
     grouped: dict[str, tuple[str, ...]] = {}
     for each in differences:
@@ -141,7 +142,7 @@ def _section(
     ended = Counter(o.status for o in outcomes)
     missing = _missing(study.planned, outcomes)
     planned = f" of {len(study.planned)} planned" if study.planned else ""
-    progress = f"{ended['finished']}{planned} trials finished"
+    progress = f"{ended['finished']}{planned} trial{'s' * (max(ended['finished'], len(study.planned)) != 1)} finished"
     progress += "".join(f", {ended[s]} {s}" for s in ("diverged", "failed") if ended[s])
     return Section(
         title=study.title or (experiment.title if experiment else "") or study.name,
@@ -152,6 +153,7 @@ def _section(
         figures=_figures(study, shown, found, tolerance) if pictures else (),
         tables=tuple(tables),
         differences=grouped,
+        compared=compared,
         progress=progress,
         failed=tuple(f"{o.trial.label}: {o.status}{f', {o.error}' if o.error else ''}"[:300]
                      for o in outcomes if o.status != "finished"),
@@ -198,10 +200,10 @@ def _figures(
             axes = places(marked(panel)) if over_k else ()
             if LATENCY_PLACE in axes:
                 caption = f"{caption} {captions.latency_caption(panel)}"
-            figures.append(Figure(f"{name} accuracy", caption, spec, axes))
+            figures.append(Figure(f"{name} accuracy", caption, spec, axes, panel.title))
         if spec := drawing_chart(panel, tolerance):
             caption = captions.drawing_caption(panel, tolerance)
-            figures.append(Figure(f"{name} network", caption, spec))
+            figures.append(Figure(f"{name} network", caption, spec, title=panel.title))
     return tuple(figures)
 
 
@@ -242,7 +244,7 @@ def markdown_text(page: Page) -> str:
         for table in section.tables:
             parts += [f"### {plain(table.title)}", markdown_table(table)]
         texts = [f"{topic}: {text}" for topic, group in section.differences.items() for text in group]
-        for title, items in (("Different from the paper's protocol", texts), ("Not finished", section.failed),
+        for title, items in ((section.differences_title, texts), ("Not finished", section.failed),
                              ("Missing", section.missing)):
             if items:
                 parts += [f"### {title}", "\n".join(f"- {plain(item)}" for item in items)]
@@ -262,8 +264,9 @@ def csv_text(page: Page) -> str:
 def figures(dirs: str | Path | Sequence[str | Path], study: str | None = None) -> dict[str, alt.TopLevelMixin]:
     """Return the charts of the report of `dirs` as Altair objects, for a notebook.
 
-    They are named as `write_files` names its files: number, study, what is shown, and for a chart over K, which is
-    there once for each of its axes, over what. Raises InputError as `gather` does.
+    They are named as `write_files` names its files: number, study, what is shown, of which network where the study has
+    several, and for a chart over K, which is there once for each of its axes, over what. Raises InputError as `gather`
+    does.
     """
     import altair as alt
 

@@ -139,32 +139,30 @@ class Row:
 def load(dirs: Sequence[str | Path]) -> tuple[list[Outcome], list[Study], list[Problem]]:
     """Return all outcomes, study manifests and unusable files under `dirs` (run folders or single trial folders).
 
-    A broken file becomes a problem, never an error. Of a trial that lies in several folders the first finished outcome
-    is kept, with the further tests of all copies of its weights; a copy with other weights becomes a problem. Raises
-    InputError for a folder that does not exist.
+    A broken file becomes a problem, never an error. Of a trial that lies in several folders a finished outcome is kept,
+    with the further tests of all copies of its weights; of those with other weights the one beside a study that plans
+    it, then the one with the most tests, and the others become problems. The order of the folders does not matter.
+    Raises InputError for a folder that does not exist.
     """
-    outcomes: dict[str, Outcome] = {}
+    copies: dict[str, list[_Copy]] = {}
     studies: dict[str, Study] = {}
     problems: list[Problem] = []
     for folder in map(Path, dirs):
         if not folder.is_dir():
             raise InputError(str(folder), found="no such folder", expected="a run folder or a trial's folder",
                              cure="name the folder that was given to --out")
+        here = set()
         for path in sorted(folder.glob("*.study.json")):
             if study := read_record(Study, path, problems):
                 studies[study.model_dump_json()] = study
+                here |= {planned.trial.id for planned in study.planned}
         for path in sorted([*folder.glob("outcome.json"), *folder.glob("*/outcome.json")]):
             if outcome := read_record(Outcome, path, problems):
-                outcome = _with_evaluations(outcome, path.parent, problems)
-                known = outcomes.get(outcome.trial.id)
-                if known is None or known.status != "finished":
-                    outcomes[outcome.trial.id] = outcome
-                elif known.weights_sha256 == outcome.weights_sha256:
-                    outcomes[outcome.trial.id] = _merged(known, outcome.evaluations)
-                elif outcome.status == "finished":
-                    problems.append(Problem(str(path), "the same trial as in a folder before this one, with other "
-                                                       "weights: it is left out"))
-    problems += _other_images(outcomes.values())
+                trial = outcome.trial.id
+                copy = _Copy(path, _with_evaluations(outcome, path.parent, problems), trial in here)
+                copies.setdefault(trial, []).append(copy)
+    outcomes = [_chosen(found, problems) for found in copies.values()]
+    problems += _other_images(outcomes)
     planned = {p.trial.id for s in studies.values() for p in s.planned}
     for folder in map(Path, dirs):
         begun = [p.parent for p in sorted([*folder.glob("trial.json"), *folder.glob("*/trial.json")])]
@@ -172,7 +170,34 @@ def load(dirs: Sequence[str | Path]) -> tuple[list[Outcome], list[Study], list[P
             Problem(str(trial), "this trial has begun and has no outcome yet") for trial in begun
             if not (trial / "outcome.json").exists() and trial.resolve().name not in planned
         ]
-    return list(outcomes.values()), list(studies.values()), problems
+    return outcomes, list(studies.values()), problems
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """An outcome in one of several folders; `planned` tells whether a study beside it asks for its trial."""
+
+    path: Path
+    outcome: Outcome
+    planned: bool
+
+
+def _chosen(copies: Sequence[_Copy], problems: list[Problem]) -> Outcome:
+    """Return the one of several outcomes of a trial that counts, with all tests of its weights; see `load`."""
+    finished = [copy for copy in copies if copy.outcome.status == "finished"]
+    tests = {copy.outcome.weights_sha256: {e.shuffle_last for each in finished for e in each.outcome.evaluations
+                                           if each.outcome.weights_sha256 == copy.outcome.weights_sha256}
+             for copy in finished}
+    best = min(finished or copies, key=lambda copy: (
+        not copy.planned, -len(tests.get(copy.outcome.weights_sha256, ())), copy.outcome.weights_sha256 or "",
+        str(copy.path)))
+    outcome = best.outcome
+    for copy in (each for each in finished if each is not best):
+        if copy.outcome.weights_sha256 == outcome.weights_sha256:
+            outcome = _merged(outcome, copy.outcome.evaluations)
+        else:
+            problems.append(Problem(str(copy.path), f"the same trial as {best.path}, with other weights: left out"))
+    return outcome
 
 
 def _other_images(outcomes: Iterable[Outcome]) -> list[Problem]:
@@ -319,13 +344,14 @@ def _machine(outcome: Outcome) -> str:
 def _order(row: Row) -> tuple[Any, ...]:
     trial = row.trial
     return (
-        _natural(trial.model), _natural(trial.data), trial.image_size or 0, trial.width, trial.train_images or 0,
+        natural(trial.model), natural(trial.data), trial.image_size or 0, trial.width, trial.train_images or 0,
         trial.recipe.augment, trial.recipe.name, METHOD_ORDER.index(trial.method), trial.downsample,
-        trial.only is not None, trial.k, -(trial.only or 0), trial.strip,
+        trial.only is not None, trial.shuffle.words, trial.k, -(trial.only or 0), trial.strip,
         -1 if row.shuffle_last is None else row.shuffle_last, trial.id,
     )
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
+def natural(name: str) -> list[tuple[int, str]]:
+    """Return a key by which the numbers in names are sorted as numbers."""
     return [(int(part), "") if part.isdecimal() and len(part) <= _MOST_DIGITS else (-1, part)
             for part in re.split(r"(\d+)", name)]

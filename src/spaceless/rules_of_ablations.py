@@ -11,7 +11,7 @@ from spaceless.numerals import listed, number, signed
 from spaceless.paper import experiments
 from spaceless.rows import Row
 from spaceless.setting import TOLERANCE, Setting, largest_free, sides, where
-from spaceless.verdict import Judged, Verdict, combined, cost_from, in_points, loses, weighed
+from spaceless.verdict import Judged, Verdict, combined, cost_from, in_points, weighed
 
 _CHANCE_ERRORS = 3  # standard errors from a blind guess that still count as one
 _MISMATCHED = 3  # last units that Table 2 left shuffles
@@ -99,8 +99,9 @@ def early_layers(setting: Setting) -> Judged | None:
             if (found := setting.interval(row, base)) is not None and found.difference >= -TOLERANCE]
     told = ", ".join(f"{unit}: {number(alone[unit].top1, 1)}" for unit in sorted(alone))
     spared = f"No loss by unit {listed(free)}" if free else "Each costs more than a point"
-    text = (f"Unchanged {number(base.top1, 1)} %; the first {third} units measured, each alone, come to "
-            f"{number(first, 1)} %, the last {third} to {number(last, 1)} %. {spared}. "
+    firsts, lasts = (f"{word} unit" if third == 1 else f"{word} {third} units" for word in ("first", "last"))
+    text = (f"Unchanged {number(base.top1, 1)} %; the {firsts} measured, each alone, come{'s' * (third == 1)} to "
+            f"{number(first, 1)} %, the {lasts} to {number(last, 1)} %. {spared}. "
             f"By unit, in %: {told}.")
     return Judged(verdict, text, (base, *order))
 
@@ -119,14 +120,15 @@ def channel_shuffle(setting: Setting) -> Judged | None:
     found = setting.interval(channels[1], base) if 1 in channels else None
     against = setting.interval(channels[1], positions[1]) if 1 in channels and 1 in positions else None
     lost = found is not None and found.high < -TOLERANCE
-    unlike = against is not None and against.high < 0 and not loses(setting, positions[1])
+    spared = setting.interval(positions[1], base) if 1 in positions else None
+    unlike = against is not None and against.high < 0 and spared is not None and spared.low >= -TOLERANCE
     verdict: Verdict = ("confirmed" if lost and unlike else "in part" if lost else
                         "not confirmed" if found is not None and found.low >= -TOLERANCE else "open")
     told = ", ".join(f"{k}: {number(row.top1, 1)}" for k, row in sorted(channels.items()))
     text = f"Unchanged {number(base.top1, 1)} %; channels shuffled, by K, in %: {told}."
     if 1 in positions:
         text += f" Positions shuffled at K = 1: {number(positions[1].top1, 1)} %"
-        text += ", which costs accuracy as well." if loses(setting, positions[1]) else "."
+        text += ", which costs accuracy as well." if spared is not None and spared.high < 0 else "."
     beside = (positions[1],) if 1 in positions else ()
     return Judged(verdict, text, (base, *channels.values(), *beside))
 

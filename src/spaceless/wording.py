@@ -12,6 +12,7 @@ from spaceless.numerals import FIXED, listed, millions, number, points, signed, 
 from spaceless.paper import Experiment
 from spaceless.rows import Row, whole_curve
 
+_MISMATCHED = 3  # units that Table 2 left shuffles in the test
 _COMPRESSING = ("gap_fc", "conv1x1", "strip")
 
 
@@ -37,13 +38,23 @@ def answer(panel: Panel, tolerance: float, experiment: Experiment | None = None)
         return _kept(panel)
     base = panel.baseline
     if base is None or base.top1 is None:
-        return Answer(f"{panel.title}: the baseline (K = 0) is missing, so nothing follows yet.")
+        return Answer(f"{panel.title}: the baseline (K = 0) {_lacking(panel)}.")
     if near_chance(base, tolerance):
         return Answer(f"{panel.title}: the baseline itself reaches only {base.top1:.1f} %, too near to chance "
                       f"({panel.chance:.1f} %) for anything to follow within {points(tolerance)}.")
     kinds = {"k": _over_k, "only": _single, "shuffled": _mismatch}
     found = kinds[panel.x](panel, base, base.top1, tolerance)
     return Answer(found.text, (*found.notes, *_paper_notes(panel, experiment)), found.certainty)
+
+
+def _lacking(panel: Panel) -> str:
+    """Return what became of a baseline without an accuracy."""
+    bases = [row for row in panel.rows if row.trial.method == "baseline"]
+    for what in ("diverged", "failed"):
+        seeds = sorted({seed for row in bases for seed in getattr(row, what)})
+        if seeds and not any(row.missing for row in bases):
+            return f"{what} (seed {listed(seeds)}), so nothing follows"
+    return "is missing, so nothing follows yet"
 
 
 def _over_k(panel: Panel, base: Row, top1: float, tolerance: float) -> Answer:
@@ -167,12 +178,14 @@ def _mismatch(panel: Panel, base: Row, top1: float, tolerance: float) -> Answer:
     held = [k for k in ks if (r := found.get((schemes[0], k))) and r.top1 is not None and r.top1 >= top1 - tolerance]
     if not ks:
         return Answer(f"{panel.title}: the baseline was not tested under shuffling.")
-    k = max(held, default=min(ks))
+    k = max(held, default=_MISMATCHED if _MISMATCHED in ks else min(ks))
     both, clean, only_test = (found.get((scheme, k)) for scheme in schemes)
     chance = "" if panel.chance is None else f" (chance {panel.chance:.1f})"
     last = "last unit" if k == 1 else f"last {k} units"
     text = (f"{panel.title}: with the {last} shuffled only in the test, accuracy goes from {top1:.1f} to "
             f"{number(only_test.top1 if only_test else None, 1)}{chance}")
+    if max(ks) != k and (most := found.get((schemes[2], max(ks)))):
+        text += f", with the last {max(ks)} to {number(most.top1, 1)}"
     if both or clean:
         text += (f"; trained with the shuffle it is {number(both.top1 if both else None, 1)} with and "
                  f"{number(clean.top1 if clean else None, 1)} without shuffling in the test")
@@ -203,7 +216,8 @@ def _receptive(panel: Panel, tolerance: float) -> Answer:
     notes = (*((lacking,) if unknown else ()), *((chance,) if guessing else ()),
              *((f"A training diverged, which counts as a loss: {', '.join(gone)}.",) if gone else ()))
     if not parts:
-        return Answer(f"{panel.title}: nothing follows yet.", notes)
+        yet = " yet" if any(row.missing for row in panel.rows) else ""
+        return Answer(f"{panel.title}: nothing follows{yet}.", notes)
     runs = sorted({r.n for r in panel.rows if r.n})
     lone = lone_run(*(r for r in panel.rows if r.n)) if runs == [1] else ""
     return Answer(f"{panel.title}: the accuracy stays within {points(tolerance)} of the baseline down to a receptive "

@@ -55,6 +55,12 @@
     return picture;
   };
 
+  const told = (values, plain) => { // what is not known is not told
+    const lines = Object.entries(values).filter(([, text]) => text !== "");
+    const cell = (kind, text) => `<td class="${kind}">${plain(text)}</td>`;
+    return `<table>${lines.map(([name, text]) => `<tr>${cell("key", name)}${cell("value", text)}</tr>`).join("")}</table>`;
+  };
+
   class Chart {
     constructor(figure) {
       this.figure = figure;
@@ -67,17 +73,17 @@
 
     async draw() {
       const room = this.figure.clientWidth;
-      const config = { ...this.config, legend: { ...this.config.legend, disable: true } };
+      const config = { ...this.config, legend: { ...this.config.legend, disable: true }, aria: false };
       const params = this.view.spec.params.map((each) => each.name === "hidden" ? { ...each, value: this.hidden } : each);
       const description = this.figure.querySelector("figcaption").firstChild.textContent;
       const spec = { ...fit(this.view.spec, room), params, config, description, datasets: this.datasets };
-      const drawn = make("div", { className: "drawn" });
+      const drawn = make("div", { className: "drawn", ariaLabel: description, role: "img" }); // the numbers: see the tables
       this.figure.querySelector(".picture").after(drawn);
       try {
         const made = await window.vegaEmbed(drawn, spec, {
           mode: "vega-lite", renderer: "svg", actions: false, defaultStyle: false, ast: true, loader,
           logLevel: 1, // errors: a line whose every mark is hidden is worth no warning
-          tooltip: { theme: "page", disableDefaultStyle: true },
+          tooltip: { theme: "page", disableDefaultStyle: true, formatTooltip: told },
         });
         if (this.made) this.made.finalize();
         this.made = made;
@@ -89,6 +95,7 @@
         if (old !== drawn) old.remove();
       }
       drawn.className = "picture drawn";
+      if (drawn.scrollWidth > drawn.clientWidth) drawn.tabIndex = 0; // so that the keyboard scrolls it
       this.figure.dataset.room = room;
       if (!this.controls) this.control();
       this.figure.classList.toggle("alive", this.legend.length > 0);
