@@ -84,6 +84,7 @@ WRONG = {
     "paper, experiment": ("paper", "table9"), "paper, option": ("paper", "--chek"),
     "report, nothing": ("report",), "report, no folder": ("report", "nowhere"), "report, a file": ("report", "file"),
     "data, verify and no name": ("data", "--verify"),
+    "data, image size and no name": ("data", "--image-size", "9"),
     "data, missing": ("data", "cifar100"), "data, name": ("data", "cifar1000"), "data, path": ("data", "no/where"),
     "data, broken": ("data", "broken.npz", "--verify"), "data, distance": ("data", "arrangement-x"),
 }

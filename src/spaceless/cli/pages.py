@@ -135,9 +135,9 @@ def data(
     """
     from spaceless import show
 
-    if name is None and (verify or download):
-        raise InputError("data", found="--verify or --download and no name", expected="the name or path of a set",
-                         cure="name it: spaceless data cifar100 --verify")
+    if name is None and (verify or download or image_size is not None):
+        raise InputError("data", found="--verify, --download or --image-size and no name",
+                         expected="the name or path of a set", cure="name it: spaceless data cifar100 --verify")
     if name is None:
         show.known_data(data_root, as_json)
     else:

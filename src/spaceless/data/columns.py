@@ -13,7 +13,8 @@ from spaceless.errors import DataError
 
 _IMAGE_NAMES = ("img", "image")
 _LABEL_NAMES = ("fine_label", "label")
-_NUMBERING = re.compile(r"id$|index|idx$", re.IGNORECASE)  # columns that number rows, or things that are no classes
+# Columns that number rows, or things that are no classes: a grid is none.
+_NUMBERING = re.compile(r"(^|_|-)(?i:id)$|[a-z]I[dD]$|(?i:index|idx$)")
 
 
 class Columns(NamedTuple):
