@@ -15,6 +15,7 @@ from spaceless.data.workers import decoded
 from spaceless.errors import DataError
 
 NOTES = "1 file of the class folders skipped as no image: train/cat/notes.txt"
+pytestmark = pytest.mark.filterwarnings("ignore:.*skipped as no image")
 
 
 @pytest.fixture(autouse=True)
