@@ -19,7 +19,7 @@ from spaceless.shuffle import Shuffle, ShuffleConv
 from spaceless.surgery import remove_spatial
 from spaceless.units import find_units
 
-SECONDS = 1.5
+SECONDS = 2.5
 WHOLE = 60  # times as many for whole steps, which take as much longer
 
 
